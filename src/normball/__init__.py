@@ -1,0 +1,6 @@
+"""Keep weights and gradients inside a norm ball: max-norm constraints and gradient clipping, exact in every dtype."""
+
+from normball.api import compute_norms, norm_constraint, total_norm_constraint
+
+__all__ = ["__version__", "compute_norms", "norm_constraint", "total_norm_constraint"]
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Loops over memory. See README.md in this folder."""
