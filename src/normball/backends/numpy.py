@@ -5,27 +5,27 @@ from typing import Any
 
 import numpy as np
 
-from normball import arguments
-from normball.kernels import fallback as kernel
+from normball import arguments, kernels
 
 SUPPORTS = frozenset(
     {"exact decision", "bound", "tight", "out", "float16", "bfloat16", "float32", "float64", "per-group bounds"}
 )
 
 
-def summarise(x: Any, axes: tuple[int, ...], ord: float) -> kernel.Wide:
-    """Each group's sum of powers, the reduced axes kept as 1."""
-    return kernel.summarise(_native(x), axes, ord)
+def summarise(x: Any, axes: tuple[int, ...], ord: float) -> np.ndarray:
+    """Each group's norm as float64, the reduced axes kept as 1."""
+    return kernels.norms(_native(_array(x)), axes, ord)
 
 
-def merge(summaries: Sequence[kernel.Wide], ord: float) -> kernel.Wide:
-    """The summary of groups from those of their parts."""
-    return kernel.merge(summaries, ord)
+def merge(summaries: Sequence[np.ndarray], ord: float) -> np.ndarray:
+    """The norms of groups from those of their parts: the norm of the norms."""
+    stacked = np.stack(np.broadcast_arrays(*summaries))
+    return kernels.norms(stacked, (0,), ord)[0]
 
 
-def norm(summary: kernel.Wide, ord: float) -> np.ndarray:
-    """The norms as float64, whatever the dtype: at most one ulp off, exact where a float64 holds the norm."""
-    return kernel.to_float64(kernel.norm(summary, ord))
+def norm(summary: np.ndarray, ord: float) -> np.ndarray:
+    """The norms: at most one ulp off, exact where a float64 holds the norm."""
+    return summary
 
 
 def constrain(x: Any, max_norm: Any, axes: tuple[int, ...], epsilon: Any, ord: float, out: Any) -> np.ndarray:
@@ -34,42 +34,22 @@ def constrain(x: Any, max_norm: Any, axes: tuple[int, ...], epsilon: Any, ord: f
     groups = tuple(1 if axis in axes else length for axis, length in enumerate(source.shape))
     bound, small = _bound("max_norm", max_norm, groups), _bound("epsilon", epsilon, groups)
     target = np.empty_like(source, subok=False) if out is None else _checked_out(out, source)
-    if out is not None:  # out may be the memory a bound lives in
-        bound, small = bound.copy(), small.copy()
-    _constrain([source], [target], axes, bound, small, ord)
+    native, writable = _native(source), _writable(target)
+    kernels.constrain(native, writable, axes, bound, small, ord)
+    if writable is not target:
+        target[...] = writable
     return target
 
 
 def constrain_total(xs: Sequence[Any], max_norm: Any, epsilon: Any, ord: float) -> tuple[list[np.ndarray], np.ndarray]:
     """All arrays as one group inside its ball, and its norm before."""
     sources = [_array(x) for x in xs]
-    targets = [np.empty_like(source, subok=False) for source in sources]
     bound, small = _bound("max_norm", max_norm, ()), _bound("epsilon", epsilon, ())
-    return targets, _constrain(sources, targets, None, bound, small, ord)
-
-
-def _constrain(
-    sources: list[np.ndarray],
-    targets: list[np.ndarray],
-    axes: tuple[int, ...] | None,
-    bound: np.ndarray,
-    epsilon: np.ndarray,
-    ord: float,
-) -> np.ndarray:
-    """Write each constrained source into its target; the norms before. `axes` None: one group of all entries."""
     natives = [_native(source) for source in sources]
-    every = [tuple(range(x.ndim)) if axes is None else axes for x in natives]
-    parts = [kernel.summarise(x, own, ord) for x, own in zip(natives, every, strict=True)]
-    if axes is None:
-        parts = [kernel.Wide(*(part.reshape(()) for part in wide)) for wide in parts]
-    norms = kernel.norm(kernel.merge(parts, ord), ord)
-    settled = kernel.settle(norms, natives, axes, bound, ord)
-    for native, target, own in zip(natives, targets, every, strict=True):
-        writable = target if target.dtype == native.dtype and target.flags.aligned else np.empty_like(native)
-        kernel.rescale(native, settled, own, bound, epsilon, writable)
-        if writable is not target:
-            target[...] = writable
-    return kernel.to_float64(norms)
+    results = [np.empty_like(native, subok=False) for native in natives]
+    total = kernels.constrain_total(natives, results, bound, small, ord)
+    # Casting back to the caller's byte order is the identity on values, and no copy where it was native.
+    return [result.astype(source.dtype, copy=False) for source, result in zip(sources, results, strict=True)], total
 
 
 def _array(x: Any) -> np.ndarray:
@@ -83,10 +63,16 @@ def _array(x: Any) -> np.ndarray:
     return array
 
 
-def _native(x: Any) -> np.ndarray:
+def _native(x: np.ndarray) -> np.ndarray:
     """X in this machine's byte order, aligned; itself where it is so already."""
-    array = _array(x)
-    return np.require(array, array.dtype.newbyteorder("="), "A")
+    return np.require(x, x.dtype.newbyteorder("="), "A")
+
+
+def _writable(target: np.ndarray) -> np.ndarray:
+    """Where a kernel may write the target's values: itself where it is native and aligned."""
+    if target.dtype.isnative and target.flags.aligned:
+        return target
+    return np.empty(target.shape, target.dtype.newbyteorder("="))
 
 
 def _bound(name: str, value: Any, groups: tuple[int, ...]) -> np.ndarray:
@@ -94,7 +80,7 @@ def _bound(name: str, value: Any, groups: tuple[int, ...]) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
         raise arguments.wrong_bound_dtype(name, array.dtype)
-    array = array.astype(np.float64)
+    array = array.astype(np.float64)  # a copy: out may be the memory a bound lives in
     try:
         fits = np.broadcast_shapes(array.shape, groups) == groups
     except ValueError:

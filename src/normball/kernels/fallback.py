@@ -38,6 +38,37 @@ class Wide(NamedTuple):
     exponent: np.ndarray
 
 
+def constrain(
+    x: np.ndarray, out: np.ndarray, axes: tuple[int, ...], max_norm: np.ndarray, epsilon: np.ndarray, ord: float
+) -> None:
+    """Write x, every group inside its ball, into out, which may be x itself."""
+    norms_before = norm(summarise(x, axes, ord), ord)
+    rescale(x, settle(norms_before, [x], axes, max_norm, ord), axes, max_norm, epsilon, out)
+
+
+def constrain_total(
+    xs: Sequence[np.ndarray], outs: Sequence[np.ndarray], max_norm: np.ndarray, epsilon: np.ndarray, ord: float
+) -> np.ndarray:
+    """Write all arrays, as one group inside its ball, into outs; the norm before, as `norms` gives it."""
+    parts = [summarise(x, tuple(range(x.ndim)), ord) for x in xs]
+    total = norm(merge([Wide(*(part.reshape(()) for part in wide)) for wide in parts], ord), ord)
+    settled = settle(total, xs, None, max_norm, ord)
+    for x, out in zip(xs, outs, strict=True):
+        rescale(x, settled, tuple(range(x.ndim)), max_norm, epsilon, out)
+    return _beside(settled, max_norm)
+
+
+def norms(x: np.ndarray, axes: tuple[int, ...], ord: float, max_norm: np.ndarray | None = None) -> np.ndarray:
+    """Each group's norm as float64, at most one ulp off and exact where a float64 holds it, reduced axes kept as 1.
+
+    Given a bound, the norms compare with it as the exact norms do.
+    """
+    wide = norm(summarise(x, axes, ord), ord)
+    if max_norm is None:
+        return to_float64(wide)
+    return _beside(settle(wide, [x], axes, max_norm, ord), max_norm)
+
+
 def summarise(x: np.ndarray, axes: tuple[int, ...], ord: float) -> Wide:
     """Each group's largest entry, or sum of powers, with the reduced axes kept as 1."""
     rows = _as_rows(x, axes)
@@ -216,6 +247,14 @@ def _truncate(exact: np.ndarray, dtype: np.dtype) -> np.ndarray:
     rounded = exact.astype(dtype)
     too_far = np.abs(rounded.astype(np.float64)) > np.abs(exact)
     return np.where(too_far, np.nextafter(rounded, np.zeros((), dtype)), rounded)
+
+
+def _beside(norms: Wide, bound: np.ndarray) -> np.ndarray:
+    """Settled norms as float64 that compare with the bound as they did before they were rounded."""
+    rounded = to_float64(norms)
+    excess = _excess(norms, bound)
+    rounded = np.where((excess > 0) & (rounded <= bound), np.nextafter(bound, np.inf), rounded)
+    return np.where((excess <= 0) & (rounded > bound), bound, rounded)
 
 
 def _excess(norms: Wide, bound: np.ndarray) -> np.ndarray:
