@@ -16,10 +16,92 @@ def norm_constraint(
     ord: float = 2,
     out: Any = None,
 ) -> Any:
+    r"""Max-norm constraint and gradient clipping: every group of incoming weights inside a ball.
+
+    A group :math:`v` is the slice of `tensor_var` along the norm axes; :math:`n = \|v\|_p` is its norm and
+    :math:`c` its `max_norm`:
+
+    .. math::
+        v \mapsto \begin{cases} v & n \le c \quad \text{(the same bits)} \\
+                                v \, c / (n + \epsilon) & n > c \end{cases}
+
+    For order 2 and epsilon 0 this is the Euclidean projection onto the ball; for orders 1 and inf it is a radial
+    rescaling, and no projection.
+
+    Parameters
+    ----------
+    tensor_var : array
+        Weights, an update, a gradient: a NumPy array (float64, float32, float16, bfloat16) or a PyTensor variable
+        (float64, float32, float16), of any shape and layout.
+    max_norm : float or array
+        The largest norm allowed, in the units of `tensor_var`. One number, or anything that broadcasts against the
+        norms with the reduced axes kept as 1 (one bound per unit). `inf` means no constraint. In a PyTensor graph it
+        may be symbolic or shared: a schedule needs no second compilation.
+    norm_axes : int or sequence of int, optional
+        The axes to take the norm over. By default a 2-D array is a dense layer's (inputs, outputs), with the norm over
+        axis 0, and a 3-D, 4-D or 5-D one a convolution's (filters, channels, space...), with the norm over all axes
+        but 0. Others must say. ``()`` makes every entry its own group.
+    epsilon : float or array, optional
+        Added to the norms of violating groups, so that they end this much inside the ball. Compliant groups never feel
+        it, other than in PyMC and Lasagne.
+    ord : {1, 2, inf}, optional
+        The order p of the norm.
+    out : array, optional
+        NumPy only: where to write the result; an array of the same shape and dtype, which may be `tensor_var` itself.
+
+    Returns
+    -------
+    array
+        Of the same kind, dtype and shape as `tensor_var`, which is not written to (unless it is `out`).
+
+    Raises
+    ------
+    TypeError
+        For integers, booleans, complex numbers and objects; for a `max_norm` or `epsilon` that is None, text or bool.
+    ValueError
+        For axes that are missing, repeated or out of range; a concrete `max_norm` or `epsilon` that is negative or
+        NaN, or does not broadcast; an `out` of another shape or dtype, read-only or partly overlapping `tensor_var`.
+
+    Notes
+    -----
+    Guaranteed, with no tolerance: groups with n <= c keep their bits; the norm of the result, in exact arithmetic, is
+    at most c; each entry lies within 4 ulp of the formula; a second call changes nothing; no finite input overflows or
+    underflows; a NaN or inf turns its own group into NaN, and no other. A symbolic bound that turns out negative or
+    NaN makes NaN.
+
+    The derivative is the identity where n <= c, ties and zero vectors included. It is
+    :math:`s (I - \tfrac{n}{n + \epsilon} u u^T)` with :math:`s = c / (n + \epsilon)`, :math:`u = v / n` where n > c
+    (p = 2), and `max_norm` and `epsilon` have derivatives too.
+
+    References
+    ----------
+    The signature is that of PyMC and of Lasagne's ``lasagne.updates.norm_constraint``. The method: N. Srivastava et
+    al., "Dropout: a simple way to prevent neural networks from overfitting", JMLR 15 (2014), section 5.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from normball import norm_constraint
+    >>> weights = np.array([[3.0, 0.3], [4.0, 0.4]])
+    >>> norm_constraint(weights, 1.0, epsilon=0)
+    array([[0.6, 0.3],
+           [0.8, 0.4]])
+
+    PyMC's own example, on a PyTensor graph:
+
+    >>> import pytensor
+    >>> from normball import compute_norms
+    >>> param = pytensor.shared(np.random.randn(100, 200).astype(pytensor.config.floatX))
+    >>> update = norm_constraint(param + 100, 10)
+    >>> func = pytensor.function([], [], updates=[(param, update)])
+    >>> _ = func()
+    >>> bool(np.isclose(np.max(compute_norms(param.get_value())), 10))
+    True
+    """
     axes = arguments.read_axes(_ndim(tensor_var), norm_axes)
     bound, small = arguments.read_bound("max_norm", max_norm), arguments.read_bound("epsilon", epsilon)
-    backend = backend_for(tensor_var, bound, small)
-    return backend.constrain(tensor_var, bound, axes, small, arguments.read_ord(ord), out)
+    order = arguments.read_ord(ord)
+    return backend_for(tensor_var, bound, small).constrain(tensor_var, bound, axes, small, order, out)
 
 
 def total_norm_constraint(
@@ -30,6 +112,61 @@ def total_norm_constraint(
     *,
     ord: float = 2,
 ) -> Any:
+    r"""Gradient clipping by the total (global) norm: all arrays as one group inside a ball.
+
+    With :math:`n = \|(v_1, v_2, \dots)\|_p` over the entries of all arrays, and :math:`c` the `max_norm`:
+
+    .. math::
+        v_i \mapsto \begin{cases} v_i & n \le c \quad \text{(the same bits)} \\
+                                  v_i \, c / (n + \epsilon) & n > c \end{cases}
+
+    Parameters
+    ----------
+    tensor_vars : iterable of array
+        Gradients, say: NumPy arrays or PyTensor variables, of any shapes and of mixed dtypes. A generator will do.
+    max_norm : float or scalar
+        The largest total norm allowed; symbolic in a PyTensor graph, if you like. `inf` means no constraint.
+    epsilon : float or scalar, optional
+        Added to the norm where it exceeds `max_norm`; felt by no compliant list.
+    return_norm : bool, optional
+        Whether to return the total norm, too.
+    ord : {1, 2, inf}, optional
+        The order p of the norm.
+
+    Returns
+    -------
+    list of array
+        As many arrays, each of its own dtype and shape. An empty list for an empty list.
+    norm : float64 scalar
+        The norm before rescaling, if `return_norm`; it exceeds `max_norm` exactly when the list was rescaled.
+
+    Raises
+    ------
+    TypeError
+        If `tensor_vars` is a single array, or holds what is no array of floats; else as in `norm_constraint`.
+    ValueError
+        For a concrete `max_norm` or `epsilon` that is negative or NaN, or is not a scalar.
+
+    Notes
+    -----
+    The guarantees of `norm_constraint` hold, with the whole list as the group. One NaN makes all of it NaN.
+
+    References
+    ----------
+    The signature is that of PyMC and Lasagne. The method: R. Pascanu, T. Mikolov and Y. Bengio, "On the difficulty of
+    training recurrent neural networks", ICML 2013.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from normball import total_norm_constraint
+    >>> gradients = [np.array([3.0, 0.0]), np.array([[4.0]], dtype=np.float32)]
+    >>> clipped, norm = total_norm_constraint(gradients, 1.0, epsilon=0, return_norm=True)
+    >>> clipped
+    [array([0.6, 0. ]), array([[0.79999995]], dtype=float32)]
+    >>> float(norm)
+    5.0
+    """
     variables = arguments.read_list(tensor_vars)
     bound, small = arguments.read_bound("max_norm", max_norm), arguments.read_bound("epsilon", epsilon)
     order = arguments.read_ord(ord)
@@ -42,6 +179,44 @@ def total_norm_constraint(
 
 
 def compute_norms(array: Any, norm_axes: Any = None, *, ord: float = 2) -> Any:
+    r"""The norms of the groups of incoming weights: :math:`n = \|v\|_p` for every group `norm_constraint` would see.
+
+    Parameters
+    ----------
+    array : array
+        As in `norm_constraint`.
+    norm_axes : int or sequence of int, optional
+        As in `norm_constraint`. By default the norms of a 1-D array are its absolute values.
+    ord : {1, 2, inf}, optional
+        The order p of the norm.
+
+    Returns
+    -------
+    array
+        Float64, whatever the dtype of `array`, with the norm axes removed. At most one ulp off, and exact where a
+        float64 holds the norm; so ``compute_norms(w) <= c`` holds wherever the exact norm is at most c.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `norm_constraint`.
+
+    Notes
+    -----
+    In float64 no norm of a narrower dtype overflows; that of a float64 group beyond the largest number is inf.
+    The derivative at a zero vector is zero.
+
+    References
+    ----------
+    ``lasagne.utils.compute_norms``, which PyMC's example of `norm_constraint` still imports.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from normball import compute_norms
+    >>> compute_norms(np.array([[3.0, 1.0], [4.0, 0.0]]))
+    array([5., 1.])
+    """
     ndim = _ndim(array)
     axes = () if norm_axes is None and ndim == 1 else arguments.read_axes(ndim, norm_axes)
     backend, order = backend_for(array), arguments.read_ord(ord)

@@ -7,9 +7,11 @@ import numpy as np
 
 from normball import arguments, kernels
 
-SUPPORTS = frozenset(
-    {"exact decision", "bound", "tight", "out", "float16", "bfloat16", "float32", "float64", "per-group bounds"}
-)
+SUPPORTS = {
+    "NumPy": frozenset(
+        "float64, float32, float16, bfloat16, exact decision, bounded, tight, subnormals, per-group bounds, in place".split(", ")
+    )
+}
 
 
 def summarise(x: Any, axes: tuple[int, ...], ord: float) -> np.ndarray:

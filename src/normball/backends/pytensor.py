@@ -24,9 +24,14 @@ from pytensor.tensor.type import DenseTensorType
 from normball import arguments, kernels
 from normball.backends import pytensor_links
 
-SUPPORTS = frozenset(
-    {"exact decision", "bound", "tight", "gradient", "symbolic bounds", "float16", "float32", "float64", "per-group bounds"}
-)
+_EVERY_MODE = frozenset("float64, float32, bounded, tight, per-group bounds, symbolic bounds, gradient".split(", "))
+_EXACT = _EVERY_MODE | {"exact decision", "subnormals"}
+SUPPORTS = {
+    "PyTensor NUMBA": _EXACT | {"in place"},  # PyTensor's numba backend has no float16
+    "PyTensor C, Python": _EXACT | {"in place", "float16"},
+    "PyTensor JAX": _EVERY_MODE | {"float16"},
+    "PyTensor PYTORCH": _EXACT | {"float16"},
+}
 
 
 def summarise(x: Any, axes: tuple[int, ...], ord: float) -> Variable:

@@ -119,7 +119,7 @@ def _register_pytorch() -> None:
             arrays = [np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value) for value in inputs]
             storage: list[list] = [[None] for _ in node.outputs]
             op.perform(node, arrays, storage)
-            outputs = tuple(torch.from_numpy(np.ascontiguousarray(cell[0])) for cell in storage)
+            outputs = tuple(torch.from_numpy(np.asarray(cell[0], order="C")) for cell in storage)
             return outputs if len(outputs) > 1 else outputs[0]
 
         return perform

@@ -317,3 +317,34 @@ def _steps(groups: int, length: int) -> Iterator[slice]:
     """Slices over the groups, of about BLOCK entries each."""
     size = max(1, BLOCK // max(length, 1))
     return (slice(begin, begin + size) for begin in range(0, groups, size))
+
+
+# The functions that `native` has too: what the backends call.
+
+
+def constrain(
+    x: np.ndarray, out: np.ndarray, axes: tuple[int, ...], max_norm: np.ndarray, epsilon: np.ndarray, ord: float
+) -> None:
+    """Every group of x inside its ball, into `out`: x itself, or memory apart from it."""
+    settled = settle(norm(summarise(x, axes, ord), ord), [x], axes, max_norm, ord)
+    rescale(x, settled, axes, max_norm, epsilon, out)
+
+
+def constrain_total(
+    xs: Sequence[np.ndarray], outs: Sequence[np.ndarray], max_norm: float, epsilon: float, ord: float
+) -> np.ndarray:
+    """All arrays as one group inside its ball; its norm before."""
+    every = [tuple(range(x.ndim)) for x in xs]
+    parts = [Wide(*(part.reshape(()) for part in summarise(x, axes, ord))) for x, axes in zip(xs, every, strict=True)]
+    parts = parts or [Wide(np.zeros(()), np.zeros(()), np.zeros(()))]
+    norms = norm(merge(parts, ord), ord)
+    bound, small = np.asarray(max_norm, dtype=np.float64), np.asarray(epsilon, dtype=np.float64)
+    settled = settle(norms, xs, None, bound, ord)
+    for x, out, axes in zip(xs, outs, every, strict=True):
+        rescale(x, settled, axes, bound, small, out)
+    return to_float64(norms)
+
+
+def norms(x: np.ndarray, axes: tuple[int, ...], ord: float) -> np.ndarray:
+    """Each group's norm as float64, the reduced axes kept as 1."""
+    return to_float64(norm(summarise(x, axes, ord), ord))

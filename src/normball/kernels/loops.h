@@ -1,0 +1,30 @@
+/* The inner loops, over contiguous float or double; included once for each, with REAL and NAME(function) defined. */
+
+/* Each entry times one factor: float64 rounded to nearest, float32 truncated. */
+static void NAME(scale)(REAL *y, const REAL *x, int64_t n, double factor) {
+    for (int64_t i = 0; i < n; i++) y[i] = NAME(product)(x[i], factor);
+}
+
+/* Each entry times its column's factor. */
+static void NAME(scale_columns)(REAL *y, const REAL *x, int64_t n, const double *restrict factor) {
+    for (int64_t i = 0; i < n; i++) y[i] = NAME(product)(x[i], factor[i]);
+}
+
+/* The largest |entry|, NaN where there is one. */
+static double NAME(largest)(const REAL *x, int64_t n) {
+    REAL lane[LANES] = {0}, result = 0;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) lane[l] = NAME(larger_size)(lane[l], x[i + l]);
+    for (int l = 0; i + l < n; l++) lane[l] = NAME(larger_size)(lane[l], x[i + l]);
+    for (int l = 0; l < LANES; l++) result = NAME(larger_size)(result, lane[l]);
+    return (double)result;
+}
+
+/* The same for every column of a few rows. */
+static void NAME(largest_columns)(const char *x, int64_t row_step, int64_t rows, int64_t n, double *restrict largest) {
+    for (int64_t r = 0; r < rows; r++) {
+        const REAL *row = (const REAL *)(x + r * row_step);
+        for (int64_t i = 0; i < n; i++) largest[i] = double_larger(largest[i], fabs((double)row[i]));
+    }
+}

@@ -1,0 +1,133 @@
+"""The fixtures that run every law on every backend, and a plain line at the end on what could not run here."""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+import normball
+
+settings.register_profile("normball", deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+settings.load_profile("normball")
+
+
+def installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+FLOATS = {name: np.dtype(name) for name in ("float64", "float32", "float16")}
+if installed("ml_dtypes"):
+    import ml_dtypes
+
+    FLOATS["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
+
+
+DOCUMENTED_BAND = 4  # ulp just under the bound in which a compliant group may be rescaled, where that is documented
+
+
+@dataclass(frozen=True)
+class Runner:
+    """One way to run the public functions on NumPy arrays: a backend, in one of its modes."""
+
+    name: str
+    dtypes: tuple[str, ...]
+    constrain: Callable  # (x, max_norm, axes, epsilon, ord) -> array
+    total: Callable  # (xs, max_norm, epsilon, ord) -> (arrays, norm)
+    norms: Callable  # (x, axes, ord) -> array, reduced axes dropped
+    band: int = 0
+    subnormals: bool = True  # False where the compiler flushes them to zero
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def _claiming(name: str, claims: frozenset, *functions: Callable) -> Runner:
+    """A runner held to what its backend claims in SUPPORTS, no less."""
+    band = 0 if "exact decision" in claims else DOCUMENTED_BAND
+    dtypes = tuple(dtype for dtype in FLOATS if dtype in claims)
+    return Runner(name, dtypes, *functions, band=band, subnormals="subnormals" in claims)
+
+
+def _numpy_runner() -> Runner:
+    from normball.backends.numpy import SUPPORTS
+
+    def total(xs, max_norm, epsilon, ord):
+        return normball.total_norm_constraint(xs, max_norm, epsilon, return_norm=True, ord=ord)
+
+    return _claiming(
+        "numpy",
+        SUPPORTS["NumPy"],
+        lambda x, max_norm, axes, epsilon, ord: normball.norm_constraint(x, max_norm, axes, epsilon, ord=ord),
+        total,
+        lambda x, axes, ord: normball.compute_norms(x, axes, ord=ord),
+    )
+
+
+def _pytensor_runner(mode: str) -> Runner:
+    @functools.cache
+    def compiled_constraint(dtype, ndim, bound_ndim, axes, ord):
+        import pytensor
+        import pytensor.tensor as pt
+
+        x = pt.tensor(dtype=dtype, shape=(None,) * ndim)
+        bound, epsilon = pt.tensor(dtype="float64", shape=(None,) * bound_ndim), pt.scalar(dtype="float64")
+        y = normball.norm_constraint(x, bound, axes, epsilon, ord=ord)
+        return pytensor.function([x, bound, epsilon], y, mode=mode)
+
+    @functools.cache
+    def compiled_total(kinds, ord):
+        import pytensor
+        import pytensor.tensor as pt
+
+        xs = [pt.tensor(dtype=dtype, shape=(None,) * ndim) for dtype, ndim in kinds]
+        bound, epsilon = pt.scalar(dtype="float64"), pt.scalar(dtype="float64")
+        ys, norm = normball.total_norm_constraint(xs, bound, epsilon, return_norm=True, ord=ord)
+        return pytensor.function([*xs, bound, epsilon], [*ys, norm], mode=mode)
+
+    @functools.cache
+    def compiled_norms(dtype, ndim, axes, ord):
+        import pytensor
+        import pytensor.tensor as pt
+
+        x = pt.tensor(dtype=dtype, shape=(None,) * ndim)
+        return pytensor.function([x], normball.compute_norms(x, axes, ord=ord), mode=mode)
+
+    def constrain(x, max_norm, axes, epsilon, ord):
+        bound = np.asarray(max_norm, np.float64)
+        return np.asarray(compiled_constraint(x.dtype.name, x.ndim, bound.ndim, axes, ord)(x, bound, epsilon))
+
+    def total(xs, max_norm, epsilon, ord):
+        kinds = tuple((x.dtype.name, x.ndim) for x in xs)
+        *ys, norm = compiled_total(kinds, ord)(*xs, max_norm, epsilon)
+        return [np.asarray(y) for y in ys], np.asarray(norm)
+
+    def norms(x, axes, ord):
+        return np.asarray(compiled_norms(x.dtype.name, x.ndim, axes, ord)(x))
+
+    from normball.backends.pytensor import SUPPORTS
+
+    column = {"FAST_COMPILE": "PyTensor C, Python", "CVM": "PyTensor C, Python"}.get(mode, f"PyTensor {mode}")
+    return _claiming(f"pytensor-{mode}", SUPPORTS[column], constrain, total, norms)
+
+
+RUNNERS = [_numpy_runner()]
+LEFT_OUT = []
+if installed("pytensor"):
+    RUNNERS += [_pytensor_runner(mode) for mode in ("FAST_COMPILE", "CVM", "NUMBA")]
+    RUNNERS += [_pytensor_runner("JAX")] if installed("jax") else []
+    RUNNERS += [_pytensor_runner("PYTORCH")] if installed("torch") else []
+LEFT_OUT += [f"{name} is not installed" for name in ("pytensor", "pymc", "jax", "torch", "ml_dtypes") if not installed(name)]
+
+
+@pytest.fixture(params=RUNNERS, ids=repr)
+def runner(request) -> Runner:
+    return request.param
+
+
+def pytest_terminal_summary(terminalreporter):
+    if LEFT_OUT:
+        terminalreporter.write_line("left out: " + "; ".join(LEFT_OUT))

@@ -1,0 +1,139 @@
+"""The house rules of CONTRIBUTING.md. Each checker is tried on a house that breaks its rule."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import normball
+
+PACKAGE = Path(normball.__file__).parent
+CONTRACT = {
+    "summarise": ["x", "axes", "ord"],
+    "merge": ["summaries", "ord"],
+    "norm": ["summary", "ord"],
+    "constrain": ["x", "max_norm", "axes", "epsilon", "ord", "out"],
+    "constrain_total": ["xs", "max_norm", "epsilon", "ord"],
+}
+BACKENDS = sorted(p for p in (PACKAGE / "backends").glob("*.py") if p.stem not in ("__init__", "pytensor_links"))
+# Every file that may name a library, besides NumPy, the one dependency.
+KNOWS = {
+    "pytensor": {"backends/pytensor.py", "backends/pytensor_links.py"},
+    "jax": {"backends/jax.py", "backends/pytensor_links.py"},
+    "torch": {"backends/pytensor_links.py"},
+    "numba": {"backends/pytensor_links.py"},
+}
+# What a file may import of ours: a level may reach down, never up, and these two stand alone.
+LEVELS = ["api", "dispatch", "backends", "kernels", "arguments", "definition"]
+
+
+def public_functions(source):
+    """Names and arguments of the public module-level functions, in order."""
+    tree = ast.parse(source)
+    return {
+        node.name: [argument.arg for argument in node.args.args]
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+    }
+
+
+def imported(source):
+    """Every module a source imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def strangers(source, file):
+    """Libraries the file imports but is not the one to know."""
+    roots = {name.partition(".")[0] for name in imported(source)}
+    return {library for library in roots if library in KNOWS and file not in KNOWS[library]}
+
+
+def level_of(file):
+    return file.partition("/")[0].removesuffix(".py")
+
+
+def upward_imports(source, file):
+    """Levels of ours above the file's own that it imports."""
+    own = LEVELS.index(level_of(file))
+    reached = {name.split(".")[1] for name in imported(source) if name.startswith("normball.")}
+    lower = set(LEVELS[own:]) if level_of(file) not in ("arguments", "definition") else set()
+    return {level for level in reached if level in LEVELS and level not in lower}
+
+
+def loaded_by(code):
+    """Which libraries running the code loads, in a fresh interpreter."""
+    probe = f"import sys\n{code}\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    return set(run.stdout.split()) & {"pytensor", "pymc", "jax", "torch", "numba", "ml_dtypes", "scipy", "keras"}
+
+
+def sources():
+    return {str(p.relative_to(PACKAGE)).replace("\\", "/"): p.read_text() for p in PACKAGE.rglob("*.py")}
+
+
+@pytest.mark.parametrize("path", BACKENDS, ids=lambda p: p.stem)
+def test_every_backend_has_the_same_functions_in_the_same_order(path):
+    functions = public_functions(path.read_text())
+    assert list(functions.items()) == list(CONTRACT.items())
+    assert "\nSUPPORTS = " in path.read_text()
+
+
+def test_the_definition_has_the_same_functions_about_one_group():
+    functions = public_functions((PACKAGE / "definition.py").read_text())
+    assert list(functions) == list(CONTRACT)
+    for name, arguments in functions.items():
+        assert arguments == [a for a in CONTRACT[name] if a not in ("axes", "out")] or set(arguments) <= set(CONTRACT[name])
+
+
+@pytest.mark.parametrize("swap", [("def merge", "def join"), ("(x, axes, ord)", "(x, axis, ord)")])
+def test_same_functions_can_fail(swap):
+    source = "def summarise(x, axes, ord): ...\ndef merge(summaries, ord): ...\n"
+    assert list(public_functions(source).items()) == list(CONTRACT.items())[:2]
+    assert list(public_functions(source.replace(*swap)).items()) != list(CONTRACT.items())[:2]
+
+
+def test_one_file_knows_each_library():
+    assert {file: strangers(source, file) for file, source in sources().items() if strangers(source, file)} == {}
+
+
+def test_one_file_knows_each_library_can_fail():
+    assert strangers("def f():\n    import torch.nn\n", "api.py") == {"torch"}
+    assert strangers("from jax import numpy", "kernels/fallback.py") == {"jax"}
+
+
+def test_imports_point_one_way():
+    ours = {file: source for file, source in sources().items() if level_of(file) in LEVELS}
+    assert {file: upward_imports(source, file) for file, source in ours.items() if upward_imports(source, file)} == {}
+
+
+def test_imports_point_one_way_can_fail():
+    assert upward_imports("from normball.api import norm_constraint", "kernels/fallback.py") == {"api"}
+    assert upward_imports("from normball import dispatch", "backends/numpy.py") == {"dispatch"}
+    assert upward_imports("from normball import arguments", "definition.py") == {"arguments"}
+    assert upward_imports("from normball import arguments, kernels", "backends/numpy.py") == set()
+
+
+def test_import_is_light():
+    assert loaded_by("import normball") == set()
+    assert loaded_by("import numpy, normball; normball.norm_constraint(numpy.ones((2, 2)), 1.0)") == set()
+
+
+def test_import_is_light_can_fail():
+    pytest.importorskip("pytensor")
+    assert "pytensor" in loaded_by("import normball.backends.pytensor")
+
+
+def test_public_names():
+    assert sorted(normball.__all__) == ["__version__", "compute_norms", "norm_constraint", "total_norm_constraint"]
+    assert all(hasattr(normball, name) for name in normball.__all__)
+    for name in ("compute_norms", "norm_constraint", "total_norm_constraint"):
+        doc = getattr(normball, name).__doc__
+        assert all(f"{section}\n" in doc for section in ("Parameters", "Returns", "Raises", "Notes", "References", "Examples"))
