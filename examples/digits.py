@@ -6,7 +6,6 @@ differ in that one number alone: it is a shared variable of the one compiled fun
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -15,10 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")  # draws files, needs no screen
-import matplotlib.pyplot as plt
+import digits_picture
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
@@ -31,18 +27,17 @@ from sklearn.datasets import load_digits
 
 from normball import compute_norms, definition, norm_constraint, total_norm_constraint
 
-RATES = (0.03, 0.1, 0.3)  # an ordinary learning rate, and two larger ones
-SHOWN = 0.1  # the rate that the picture follows through training
+RATES = (0.03, 0.1, 0.3)  # from an ordinary learning rate to a large one
+SHOWN = RATES[-1]  # the rate that the picture follows through training
 MAX_NORM = 3.0  # the paper: "typically 3 to 4"
+BOUNDS = (math.inf, MAX_NORM)  # a free run, a constrained one
 MOMENTUM = np.float32(0.95)  # the paper: 0.95 to 0.99
 KEEP = (0.8, 0.5)  # share of the inputs that dropout lets into the hidden and the output layer
 CLIP = 1.0  # total norm of a step's gradients, in the free and the constrained runs alike
 BATCH = 64
 
 KERNEL, STRIDE, FILTERS, HIDDEN = 4, 2, 32, 64
-PLACES = [(row, column) for row in range(0, 8 - KERNEL + 1, STRIDE) for column in range(0, 8 - KERNEL + 1, STRIDE)]
-PIXELS = np.array([[8 * (y + i) + x + j for i in range(KERNEL) for j in range(KERNEL)] for y, x in PLACES])
-FEATURES = len(PLACES) * FILTERS
+FEATURES = ((8 - KERNEL) // STRIDE + 1) ** 2 * FILTERS
 SHAPES = {  # one row per filter, one column per dense unit: what `norm_constraint` takes without `norm_axes`
     "convolution": (FILTERS, 1, KERNEL, KERNEL),
     "hidden": (FEATURES, HIDDEN),
@@ -51,7 +46,7 @@ SHAPES = {  # one row per filter, one column per dense unit: what `norm_constrai
 
 
 class Data(NamedTuple):
-    """Images as rows of 64 pixels, and their digits. The second half was written by other people than the first."""
+    """Images cut into the patches that a filter sees, and their digits; the halves are written by different people."""
 
     train: np.ndarray
     train_digits: np.ndarray
@@ -76,20 +71,19 @@ class Network:
         self.max_norm = pytensor.shared(np.float32(MAX_NORM), "max_norm")
         self.velocities = [pytensor.shared(np.zeros_like(p.get_value())) for p in self._parameters()]
 
-        images, targets, *masks = (pt.matrix(dtype="float32") for _ in range(4))
-        rate = pt.scalar(dtype="float32")
-        loss = -(targets * pt.special.log_softmax(self._scores(images, masks), axis=1)).sum(axis=1).mean()
-        self.train = pytensor.function([images, targets, *masks, rate], loss, updates=self._updates(loss, rate))
-        self.predict = pytensor.function([images], pt.argmax(self._scores(images), axis=1))
+        patches, rate = pt.tensor3(dtype="float32"), pt.scalar(dtype="float32")
+        targets, *masks = (pt.matrix(dtype="float32") for _ in range(3))
+        loss = -(targets * pt.special.log_softmax(self._scores(patches, masks), axis=1)).sum(axis=1).mean()
+        self.train = pytensor.function([patches, targets, *masks, rate], loss, updates=self._updates(loss, rate))
+        self.scores = pytensor.function([patches], self._scores(patches))
 
     def _parameters(self) -> list:
         return [*self.weights.values(), *self.biases.values()]
 
-    def _scores(self, images, masks=(np.float32(1), np.float32(1))):
+    def _scores(self, patches, masks=(1, 1)):
         w, b = self.weights, self.biases
-        patches = images[:, PIXELS.ravel()].reshape((-1, KERNEL * KERNEL))
-        filters = w["convolution"].reshape((FILTERS, KERNEL * KERNEL))
-        features = relu(patches @ filters.T + b["convolution"]).reshape((-1, FEATURES))
+        filters = w["convolution"].reshape((FILTERS, KERNEL * KERNEL)).T
+        features = relu(patches.reshape((-1, KERNEL * KERNEL)) @ filters + b["convolution"]).reshape((-1, FEATURES))
         hidden = relu((features * masks[0]) @ w["hidden"] + b["hidden"])
         return (hidden * masks[1]) @ w["output"] + b["output"]
 
@@ -130,9 +124,11 @@ def units(shape: tuple[int, ...]) -> int:
 
 def load() -> Data:
     digits = load_digits()
-    images = (digits.data / 16).astype("float32")
+    images = (digits.images / 16).astype("float32")
+    windows = np.lib.stride_tricks.sliding_window_view(images, (KERNEL, KERNEL), axis=(1, 2))
+    patches = windows[:, ::STRIDE, ::STRIDE].reshape(len(images), -1, KERNEL * KERNEL)
     half = len(images) // 2
-    return Data(images[:half], digits.target[:half], images[half:], digits.target[half:])
+    return Data(patches[:half], digits.target[:half], patches[half:], digits.target[half:])
 
 
 def train(network: Network, data: Data, rate: float, max_norm: float, seed: int, epochs: int) -> Iterator:
@@ -148,7 +144,8 @@ def train(network: Network, data: Data, rate: float, max_norm: float, seed: int,
             masks = [dropout(rng, (len(batch), n), keep) for n, keep in zip((FEATURES, HIDDEN), KEEP, strict=True)]
             losses.append(network.train(data.train[batch], targets[batch], *masks, decayed))
         norms = [compute_norms(weight.get_value()).max() for weight in network.weights.values()]
-        yield float(np.mean(losses)), norms, 100 * np.mean(network.predict(data.test) == data.test_digits)
+        right = network.scores(data.test).argmax(axis=1) == data.test_digits
+        yield float(np.mean(losses)), norms, 100 * right.mean()
 
 
 def dropout(rng: np.random.Generator, shape: tuple[int, int], keep: float) -> np.ndarray:
@@ -158,7 +155,7 @@ def dropout(rng: np.random.Generator, shape: tuple[int, int], keep: float) -> np
 
 def train_all(network: Network, data: Data, seeds: int, epochs: int, console: Console) -> dict:
     """Every run, by (rate, max_norm, seed)."""
-    plan = [(rate, bound, seed) for seed in range(seeds) for rate in RATES for bound in (math.inf, MAX_NORM)]
+    plan = [(rate, bound, seed) for seed in range(seeds) for rate in RATES for bound in BOUNDS]
     runs = {}
     with reporting(console, len(plan) * epochs) as report:
         for rate, bound, seed in plan:
@@ -169,3 +166,104 @@ def train_all(network: Network, data: Data, seeds: int, epochs: int, console: Co
                 report(f"seed {seed}, rate {rate}, {kind}: epoch {epoch}, loss {loss:.3f}, accuracy {accuracy:.1f} %")
             runs[rate, bound, seed] = Run(*map(np.array, zip(*history, strict=True)), network.values())
     return runs
+
+
+@contextmanager
+def reporting(console: Console, total: int) -> Iterator:
+    """A progress bar in a terminal; elsewhere a line every few seconds."""
+    columns = ("{task.description}", progress.BarColumn(20), progress.TimeRemainingColumn(elapsed_when_finished=True))
+    with progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task, started, printed, done = bar.add_task("", total=total), time.monotonic(), time.monotonic(), 0
+
+        def report(text: str) -> None:
+            nonlocal printed, done
+            done, now = done + 1, time.monotonic()
+            bar.update(task, advance=1, description=text)
+            if not console.is_terminal and now - printed > 8:
+                printed = now
+                print(f"  {text}; about {(now - started) / done * (total - done):.0f} s left", flush=True)
+
+        yield report
+
+
+def largest_norm(weight: np.ndarray) -> Fraction | float:
+    """The largest incoming norm in exact arithmetic, infinite where training diverged."""
+    incoming = weight.T if weight.ndim == 2 else weight.reshape(len(weight), -1)
+    if not np.isfinite(incoming).all():
+        return math.inf
+    return definition.norm(max(definition.summarise(unit, 2) for unit in incoming.tolist()), 2)
+
+
+def over_seeds(runs: dict, field: str, rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """A field of the free runs at this rate, and of the constrained ones; the first axis is the seed."""
+    fields = ([getattr(run, field) for key, run in runs.items() if key[:2] == (rate, bound)] for bound in BOUNDS)
+    return tuple(map(np.array, fields))
+
+
+def accuracy_table(runs: dict) -> Table:
+    seeds = len(over_seeds(runs, "accuracy", SHOWN)[0])
+    table = Table(title=f"Test accuracy in %, mean ± standard deviation of {seeds} seeds", box=box.SIMPLE_HEAD)
+    for heading in ("learning rate", "free", f"max-norm {MAX_NORM:g}", "difference, seed by seed"):
+        table.add_column(heading, justify="right")
+    for rate in RATES:
+        free, bounded = (accuracy[:, -1] for accuracy in over_seeds(runs, "accuracy", rate))
+        table.add_row(f"{rate:g}", spread(free), spread(bounded), spread(bounded - free, "+"))
+    return table
+
+
+def spread(values: np.ndarray, sign: str = "") -> str:
+    deviation = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{values.mean():{sign}.1f}{deviation}"
+
+
+def norm_table(runs: dict) -> Table:
+    table = Table(title=f"Largest incoming norm of any unit, any seed, learning rate {SHOWN:g}", box=box.SIMPLE_HEAD)
+    for heading in ("layer", "units", "free", f"max-norm {MAX_NORM:g}", f"exact norm <= {MAX_NORM:g}"):
+        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    for name, shape in SHAPES.items():
+        free, bounded = (
+            max(largest_norm(parameters[f"{name}.weight"]) for parameters in kind)
+            for kind in over_seeds(runs, "parameters", SHOWN)
+        )
+        verdict = "holds exactly" if bounded <= Fraction(MAX_NORM) else "VIOLATED"
+        table.add_row(name, str(units(shape)), f"{float(free):.7f}", f"{float(bounded):.7f}", verdict)
+    return table
+
+
+def save(path: Path, parameters: dict[str, np.ndarray]) -> None:
+    """Write the weights with their bound, read both back and check them."""
+    save_file(parameters, path, metadata={"max_norm": str(MAX_NORM)})
+    with safe_open(path, "np") as file:
+        bound = Fraction(file.metadata()["max_norm"])
+        for name, written in parameters.items():
+            values = file.get_tensor(name)
+            if values.tobytes() != written.tobytes() or name.endswith("weight") and largest_norm(values) > bound:
+                raise RuntimeError(f"{path}: {name} did not come back as it was written, inside its bound")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser.add_argument("--seeds", type=int, default=5, help="runs per learning rate, free and constrained (5)")
+    parser.add_argument("--epochs", type=int, default=40, help="passes over the training half (40)")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the picture and the weights (demo)")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+
+    console.print("Compiling (a minute or two the first time, then cached) ...")
+    started, data, network = time.monotonic(), load(), Network()
+    next(train(network, data, SHOWN, MAX_NORM, seed=0, epochs=1))  # NUMBA mode compiles in the first call
+    console.print(f"  {time.monotonic() - started:.0f} s. Then {2 * len(RATES) * options.seeds} short trainings:")
+    runs = train_all(network, data, options.seeds, options.epochs, console)
+
+    console.print(accuracy_table(runs), norm_table(runs))
+    picture, weights = options.out / "norms.png", options.out / "digits.safetensors"
+    norms, accuracy = over_seeds(runs, "norms", SHOWN), over_seeds(runs, "accuracy", SHOWN)
+    digits_picture.draw(picture, list(SHAPES), norms, accuracy, MAX_NORM, SHOWN)
+    save(weights, runs[SHOWN, MAX_NORM, 0].parameters)
+    console.print(f"{picture}: norms and accuracy through training at learning rate {SHOWN:g}")
+    console.print(f"{weights}: constrained weights of seed 0, read back and checked")
+
+
+if __name__ == "__main__":
+    main()

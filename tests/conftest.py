@@ -120,7 +120,9 @@ if installed("pytensor"):
     RUNNERS += [_pytensor_runner(mode) for mode in ("FAST_COMPILE", "CVM", "NUMBA")]
     RUNNERS += [_pytensor_runner("JAX")] if installed("jax") else []
     RUNNERS += [_pytensor_runner("PYTORCH")] if installed("torch") else []
-LEFT_OUT += [f"{name} is not installed" for name in ("pytensor", "pymc", "jax", "torch", "ml_dtypes") if not installed(name)]
+LEFT_OUT += [
+    f"{name} is not installed" for name in ("pytensor", "pymc", "jax", "torch", "ml_dtypes") if not installed(name)
+]
 
 
 @pytest.fixture(params=RUNNERS, ids=repr)

@@ -71,7 +71,9 @@ def _broken_by_group(values, results, c, e, ord, dtype, band):
     dtypes = dtype if isinstance(dtype, list) else [dtype] * len(values)
     norm = exact_norm(values, ord)
     if c == math.inf or norm <= Fraction(c):
-        near = c != math.inf and band and norm > Fraction(c) - band * max(ulp(Fraction(c), t) for t in dtypes)
+        near = (
+            c != math.inf and band and norm > Fraction(c) - band * max((ulp(Fraction(c), t) for t in dtypes), default=0)
+        )
         if _same_bits(values, results):
             return set()
         if not near:

@@ -17,7 +17,16 @@ def test_default_axes(ndim, axes):
 
 
 @pytest.mark.parametrize(
-    "given, read", [(0, (0,)), (-1, (2,)), ([2, 0], (0, 2)), (range(3), (0, 1, 2)), ((), ()), (np.int64(1), (1,)), (np.array([0, 1]), (0, 1))]
+    "given, read",
+    [
+        (0, (0,)),
+        (-1, (2,)),
+        ([2, 0], (0, 2)),
+        (range(3), (0, 1, 2)),
+        ((), ()),
+        (np.int64(1), (1,)),
+        (np.array([0, 1]), (0, 1)),
+    ],
 )
 def test_axes_are_read(given, read):
     assert arguments.read_axes(3, given) == read
@@ -40,14 +49,24 @@ def test_axes_are_read(given, read):
             "norm_axes=None: no default axes for an array of 6 dimensions (only for 2 to 5); "
             "pass norm_axes: tuple(range(6)) makes the whole array one group, () each entry",
         ),
-        (0, None, ValueError, "norm_axes=None: no default axes for an array of 0 dimensions (only for 2 to 5); pass norm_axes=()"),
+        (
+            0,
+            None,
+            ValueError,
+            "norm_axes=None: no default axes for an array of 0 dimensions (only for 2 to 5); pass norm_axes=()",
+        ),
         (2, (2,), ValueError, "norm_axes=(2,): axis 2 is out of range for an array of 2 dimensions; use -2 to 1"),
         (2, -3, ValueError, "norm_axes=-3: axis -3 is out of range for an array of 2 dimensions; use -2 to 1"),
         (0, 0, ValueError, "norm_axes=0: axis 0 is out of range for an array of 0 dimensions; pass norm_axes=()"),
         (2, (0, -2), ValueError, "norm_axes=(0, -2): axis 0 is named twice; name each axis once"),
         (2, "0", TypeError, "norm_axes='0': must be None, an int or a sequence of ints; for example norm_axes=(0, 2)"),
         (2, 0.0, TypeError, "norm_axes=0.0: must be None, an int or a sequence of ints; for example norm_axes=(0, 2)"),
-        (2, (0.5,), TypeError, "norm_axes=(0.5,): must be None, an int or a sequence of ints; for example norm_axes=(0, 2)"),
+        (
+            2,
+            (0.5,),
+            TypeError,
+            "norm_axes=(0.5,): must be None, an int or a sequence of ints; for example norm_axes=(0, 2)",
+        ),
     ],
 )
 def test_axes_are_refused(ndim, given, error, message):
@@ -60,9 +79,21 @@ def test_axes_are_refused(ndim, given, error, message):
     "call, error, message",
     [
         (lambda: norm_constraint(X, -1), ValueError, "max_norm=-1: must be >= 0 and not NaN; a norm is never negative"),
-        (lambda: norm_constraint(X, math.nan), ValueError, "max_norm=nan: must be >= 0 and not NaN; a norm is never negative"),
-        (lambda: norm_constraint(X, 1, epsilon=-1e-9), ValueError, "epsilon=-1e-09: must be >= 0 and not NaN; a norm is never negative"),
-        (lambda: norm_constraint(X, np.array([[1, -2, 3]])), ValueError, "max_norm=-2.0: must be >= 0 and not NaN; a norm is never negative"),
+        (
+            lambda: norm_constraint(X, math.nan),
+            ValueError,
+            "max_norm=nan: must be >= 0 and not NaN; a norm is never negative",
+        ),
+        (
+            lambda: norm_constraint(X, 1, epsilon=-1e-9),
+            ValueError,
+            "epsilon=-1e-09: must be >= 0 and not NaN; a norm is never negative",
+        ),
+        (
+            lambda: norm_constraint(X, np.array([[1, -2, 3]])),
+            ValueError,
+            "max_norm=-2.0: must be >= 0 and not NaN; a norm is never negative",
+        ),
         (
             lambda: norm_constraint(X, None),
             TypeError,
@@ -95,8 +126,16 @@ def test_axes_are_refused(ndim, given, error, message):
             TypeError,
             "max_norm of dtype complex128: must hold real numbers; convert it to float64 first",
         ),
-        (lambda: norm_constraint(X, 1, ord=3), ValueError, "ord=3: must be 1, 2 or inf; for the Euclidean norm leave it out"),
-        (lambda: norm_constraint(X, 1, ord="fro"), ValueError, "ord='fro': must be 1, 2 or inf; for the Euclidean norm leave it out"),
+        (
+            lambda: norm_constraint(X, 1, ord=3),
+            ValueError,
+            "ord=3: must be 1, 2 or inf; for the Euclidean norm leave it out",
+        ),
+        (
+            lambda: norm_constraint(X, 1, ord="fro"),
+            ValueError,
+            "ord='fro': must be 1, 2 or inf; for the Euclidean norm leave it out",
+        ),
         (
             lambda: norm_constraint(X.astype(int), 1),
             TypeError,
@@ -181,7 +220,9 @@ def test_longdouble_is_refused_where_it_is_wider_than_float64():
         norm_constraint(X.astype(np.longdouble), 1)
 
 
-@pytest.mark.parametrize("bound", [1, np.float32(1), np.int8(1), Fraction(1), np.array(1.0), [[1.0]], np.array([1], np.float16)])
+@pytest.mark.parametrize(
+    "bound", [1, np.float32(1), np.int8(1), Fraction(1), np.array(1.0), [[1.0]], np.array([1], np.float16)]
+)
 def test_bounds_of_many_kinds_mean_the_same(bound):
     assert (norm_constraint(X, bound) == norm_constraint(X, 1.0)).all()
 

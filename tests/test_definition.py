@@ -14,7 +14,8 @@ orders = st.sampled_from([1, 2, math.inf])
 
 
 @pytest.mark.parametrize(
-    "values, ord, norm", [([3, -4], 2, 5), ([3, -4], 1, 7), ([3, -4], math.inf, 4), ([], 2, 0), ([], 1, 0), ([], math.inf, 0)]
+    "values, ord, norm",
+    [([3, -4], 2, 5), ([3, -4], 1, 7), ([3, -4], math.inf, 4), ([], 2, 0), ([], 1, 0), ([], math.inf, 0)],
 )
 def test_known_norms(values, ord, norm):
     assert definition.norm(definition.summarise(values, ord), ord) == norm
@@ -48,7 +49,9 @@ def test_constrain(values, bound, ord):
     if norm <= Fraction(bound):
         assert result == values
     else:
-        assert definition.norm(definition.summarise(result, ord), ord) <= Fraction(bound) + Fraction(1, 2**definition.GRID)
+        assert definition.norm(definition.summarise(result, ord), ord) <= Fraction(bound) + Fraction(
+            1, 2**definition.GRID
+        )
         assert result == [v * Fraction(bound) / norm for v in values]
 
 

@@ -90,7 +90,9 @@ def test_the_definition_has_the_same_functions_about_one_group():
     functions = public_functions((PACKAGE / "definition.py").read_text())
     assert list(functions) == list(CONTRACT)
     for name, arguments in functions.items():
-        assert arguments == [a for a in CONTRACT[name] if a not in ("axes", "out")] or set(arguments) <= set(CONTRACT[name])
+        assert arguments == [a for a in CONTRACT[name] if a not in ("axes", "out")] or set(arguments) <= set(
+            CONTRACT[name]
+        )
 
 
 @pytest.mark.parametrize("swap", [("def merge", "def join"), ("(x, axes, ord)", "(x, axis, ord)")])
@@ -136,4 +138,6 @@ def test_public_names():
     assert all(hasattr(normball, name) for name in normball.__all__)
     for name in ("compute_norms", "norm_constraint", "total_norm_constraint"):
         doc = getattr(normball, name).__doc__
-        assert all(f"{section}\n" in doc for section in ("Parameters", "Returns", "Raises", "Notes", "References", "Examples"))
+        assert all(
+            f"{section}\n" in doc for section in ("Parameters", "Returns", "Raises", "Notes", "References", "Examples")
+        )

@@ -91,7 +91,7 @@ def unit_roundoff(dtype):
 def distance_is_below_epsilon(ours, theirs, before, max_norm, dtype="float64"):
     """Whether |ours - theirs| < epsilon in norm for one group, but for the rounding of both; in exact arithmetic.
 
-    Without rounding: the rules agree where n > c, and where n <= c they are n * epsilon / (n + epsilon) < epsilon apart.
+    Without rounding: the rules agree where n > c; where n <= c they are n * epsilon / (n + epsilon) < epsilon apart.
     """
     apart = exact_norm([Fraction(a) - Fraction(b) for a, b in zip(ours, theirs, strict=True)])
     size = min(exact_norm(before), Fraction(max_norm))
@@ -103,9 +103,7 @@ def entries_agree(ours, theirs, before, max_norm, dtype="float64"):
     """Whether each entry of one violator agrees up to the rounding of both; in exact arithmetic."""
     allowed = (OUR_ROUNDING + peer_rounding(len(before))) * unit_roundoff(dtype)
     right = definition.constrain(before, max_norm, float(np.asarray(EPSILON, dtype)))
-    return all(
-        abs(Fraction(a) - Fraction(b)) <= allowed * abs(r) for a, b, r in zip(ours, theirs, right, strict=True)
-    )
+    return all(abs(Fraction(a) - Fraction(b)) <= allowed * abs(r) for a, b, r in zip(ours, theirs, right, strict=True))
 
 
 def exceeding(x, max_norm):
@@ -133,14 +131,19 @@ def test_a_column_can_exceed():
 # --- where theirs is sensible, ours is theirs ------------------------------------------------------------------------
 
 
+def violators(shape):
+    """Entries above 1, so that every group violates the bound of 0.5 and both rules are the same formula."""
+    return np.random.default_rng(1).uniform(1, 2, size=shape)
+
+
 @pytest.mark.parametrize("ndim", SHAPES)
 def test_same_default_axes(ndim):
     """Naming our default axes to the peer changes no bit of its answer; naming others does."""
-    x = np.random.default_rng(ndim).normal(size=SHAPES[ndim])
+    x = violators(SHAPES[ndim])
     axes = arguments.default_axes(ndim)
     default = apply(peer.norm_constraint, x, 0.5)
     np.testing.assert_array_equal(default, apply(peer.norm_constraint, x, 0.5, norm_axes=axes))
-    assert not np.array_equal(default, apply(peer.norm_constraint, x, 0.5, norm_axes=(ndim - 2,)))
+    assert not np.array_equal(default, apply(peer.norm_constraint, x, 0.5, norm_axes=(ndim - 1,)))
     np.testing.assert_allclose(apply(normball.norm_constraint, x, 0.5), default, rtol=1e-14)
     np.testing.assert_allclose(normball.norm_constraint(x, 0.5), default, rtol=1e-14)
 
@@ -159,7 +162,7 @@ def test_same_error_without_default_axes(ndim):
 
 @pytest.mark.parametrize("axes", [(0,), [1], (0, 2), (-1,), (-3, -1), (2, 0)])
 def test_same_explicit_axes(axes):
-    x = np.random.default_rng(3).normal(size=(3, 4, 2))
+    x = violators((3, 4, 2))
     theirs = apply(peer.norm_constraint, x, 0.5, norm_axes=axes)
     np.testing.assert_allclose(apply(normball.norm_constraint, x, 0.5, norm_axes=axes), theirs, rtol=1e-14)
     np.testing.assert_allclose(normball.norm_constraint(x, 0.5, axes), theirs, rtol=1e-14)
@@ -167,7 +170,7 @@ def test_same_explicit_axes(axes):
 
 @pytest.mark.parametrize(("axis", "axes"), [(0, (0,)), (-1, (2,)), (np.int64(1), (1,)), ((), ())])
 def test_our_axes_may_be_an_int_and_negative(axis, axes):
-    x = np.random.default_rng(4).normal(size=(3, 4, 2))
+    x = violators((3, 4, 2))
     expected = normball.norm_constraint(x, 0.5, axes)
     np.testing.assert_array_equal(apply(normball.norm_constraint, x, 0.5, norm_axes=axis), expected)
     np.testing.assert_array_equal(normball.norm_constraint(x, 0.5, axis), expected)
@@ -297,7 +300,8 @@ def test_symbolic_bounds(name):
     for broken, argument in [(peer.norm_constraint, x), (peer.total_norm_constraint, [x])]:
         with pytest.raises((ValueError, TypeError)):
             broken(argument, **bounds)
-    function = pytensor.function([x, bound], [normball.norm_constraint(x, **bounds), *normball.total_norm_constraint([x], **bounds)])
+    ours = [normball.norm_constraint(x, **bounds), *normball.total_norm_constraint([x], **bounds)]
+    function = pytensor.function([x, bound], ours)
     value = np.array([[3.0, 6.0], [4.0, 8.0]])
     for number in (0.5, 1.0):
         numbers = bounds | {name: number}
@@ -349,7 +353,8 @@ def test_squares_that_underflow(dtype, tiny):
 def test_float16_whose_square_overflows():
     """In the C backend; PyTensor's numba backend has no float16 at all."""
     x = np.full((2, 1), 300, "float16")
-    with pytensor.config.change_flags(floatX="float16"):
+    with pytensor.config.change_flags(floatX="float16"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTensor's, of C code it has not and of the overflow
         assert not apply(peer.norm_constraint, x, 3.0, mode="CVM").any()
     ours = apply(normball.norm_constraint, x, 3.0, mode="CVM")
     assert ours.dtype == "float16"
@@ -504,11 +509,14 @@ def test_every_group_ends_on_or_inside_the_ball(shape, axes):
     reduced = arguments.read_axes(len(shape), axes)
     before = np.sqrt((x**2).sum(reduced, keepdims=True))
     max_norm = float(before.min()) / 2
-    for result in (apply(normball.norm_constraint, x, max_norm, norm_axes=axes), normball.norm_constraint(x, max_norm, axes)):
+    for result in (
+        apply(normball.norm_constraint, x, max_norm, norm_axes=axes),
+        normball.norm_constraint(x, max_norm, axes),
+    ):
         norms = normball.compute_norms(result, axes)
         assert norms.shape == tuple(n for axis, n in enumerate(shape) if axis not in reduced)
         assert (norms <= max_norm).all()
-        np.testing.assert_allclose(norms, max_norm, rtol=EPSILON / before.min())
+        np.testing.assert_allclose(norms, max_norm, rtol=2 * EPSILON / before.min())
         np.testing.assert_allclose(result, x * max_norm / (before + EPSILON), rtol=1e-14)
 
 

@@ -20,7 +20,9 @@ def default_axes(ndim: int) -> tuple[int, ...]:
     if 3 <= ndim <= 5:
         return tuple(range(1, ndim))
     every = f"tuple(range({ndim}))" if ndim != 1 else "0"
-    remedy = "pass norm_axes=()" if ndim == 0 else f"pass norm_axes: {every} makes the whole array one group, () each entry"
+    remedy = (
+        "pass norm_axes=()" if ndim == 0 else f"pass norm_axes: {every} makes the whole array one group, () each entry"
+    )
     message = f"norm_axes=None: no default axes for an array of {_dimensions(ndim)} (only for 2 to 5); {remedy}"
     raise ValueError(message)
 
@@ -66,7 +68,7 @@ def _each_axis(norm_axes: Any) -> list[int]:
 def read_ord(ord: Any) -> float:
     """The order of the norm: 1, 2 or inf."""
     if isinstance(ord, numbers.Real) and not isinstance(ord, bool) and ord in ORDERS:
-        return ord if ord == math.inf else int(ord)
+        return ORDERS[ORDERS.index(float(ord))]
     message = f"ord={ord!r}: must be 1, 2 or inf; for the Euclidean norm leave it out"
     raise ValueError(message)
 
@@ -82,7 +84,7 @@ def read_bound(name: str, value: Any) -> Any:
     try:
         number = float(value)
     except OverflowError:  # an int or Fraction beyond float64: above every representable norm, or below every bound
-        number = math.inf if value > 0 else -math.inf
+        number = math.inf if value > 0 else -math.inf  # type: ignore[operator]
     if not number >= 0:
         raise negative_bound(name, value)
     return number
@@ -125,6 +127,8 @@ def wrong_out(rule: str, remedy: str) -> ValueError:
 def read_list(tensor_vars: Any) -> list:
     """The arrays of a total norm, from any iterable of them, a generator included."""
     if hasattr(tensor_vars, "ndim") or not isinstance(tensor_vars, Iterable) or isinstance(tensor_vars, (str, bytes)):
-        message = f"tensor_vars of type {type(tensor_vars).__name__}: must be a list of arrays; for one array pass [array]"
+        message = (
+            f"tensor_vars of type {type(tensor_vars).__name__}: must be a list of arrays; for one array pass [array]"
+        )
         raise TypeError(message)
     return list(tensor_vars)

@@ -44,7 +44,9 @@ def constrain(x: Sequence, max_norm: float, epsilon: float = 1e-7, ord: float = 
     return _rescale(x, norm(summarise(x, ord), ord), max_norm, epsilon)
 
 
-def constrain_total(xs: Sequence[Sequence], max_norm: float, epsilon: float = 1e-7, ord: float = 2) -> list:
+def constrain_total(
+    xs: Sequence[Sequence], max_norm: float, epsilon: float = 1e-7, ord: float = 2
+) -> tuple[list[list[Fraction]], Fraction]:
     """Several lists as one group, and its norm before rescaling."""
     total = norm(merge([summarise(x, ord) for x in xs], ord), ord)
     return [_rescale(x, total, max_norm, epsilon) for x in xs], total

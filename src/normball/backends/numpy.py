@@ -9,7 +9,9 @@ from normball import arguments, kernels
 
 SUPPORTS = {
     "NumPy": frozenset(
-        "float64, float32, float16, bfloat16, exact decision, bounded, tight, subnormals, per-group bounds, in place".split(", ")
+        "float64, float32, float16, bfloat16, exact decision, bounded, tight, subnormals, per-group bounds, in place".split(
+            ", "
+        )
     )
 }
 
@@ -97,11 +99,17 @@ def _bound(name: str, value: Any, groups: tuple[int, ...]) -> np.ndarray:
 def _checked_out(out: Any, x: np.ndarray) -> np.ndarray:
     """`out`, where it can take the result of x without spoiling anything."""
     if type(out) is not np.ndarray and not isinstance(out, np.memmap):
-        raise TypeError(f"out of type {type(out).__name__}: must be a NumPy array like tensor_var; leave it out for a new one")
+        raise TypeError(
+            f"out of type {type(out).__name__}: must be a NumPy array like tensor_var; leave it out for a new one"
+        )
     if out.shape != x.shape:
-        raise arguments.wrong_out(f"its shape {out.shape} is not tensor_var's {x.shape}", "pass np.empty_like(tensor_var)")
+        raise arguments.wrong_out(
+            f"its shape {out.shape} is not tensor_var's {x.shape}", "pass np.empty_like(tensor_var)"
+        )
     if out.dtype != x.dtype:
-        raise arguments.wrong_out(f"its dtype {out.dtype} is not tensor_var's {x.dtype}", "pass np.empty_like(tensor_var)")
+        raise arguments.wrong_out(
+            f"its dtype {out.dtype} is not tensor_var's {x.dtype}", "pass np.empty_like(tensor_var)"
+        )
     if not out.flags.writeable:
         raise arguments.wrong_out("it is read-only", "pass a writeable array")
     same = out.ctypes.data == x.ctypes.data and out.strides == x.strides

@@ -19,6 +19,8 @@ from pytensor.graph.op import Op
 from pytensor.graph.replace import _vectorize_node
 from pytensor.graph.rewriting.basic import GraphRewriter, copy_stack_trace
 from pytensor.graph.utils import InconsistencyError
+from pytensor.scalar.basic import BinaryScalarOp, upcast_out
+from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.type import DenseTensorType
 
 from normball import arguments, kernels
@@ -70,6 +72,11 @@ class _NormOp(Op):
 
     Subclasses define `_pullback` and `_pushforward`, with None for what is disconnected.
     """
+
+    def __str__(self) -> str:
+        props = {"ord": 2, "inplace": ()}  # not worth a word in a printed graph
+        told = [f"{name}={value}" for name, value in self._props_dict().items() if props.get(name) != value]
+        return type(self).__name__ + (f"{{{', '.join(told)}}}" if told else "")
 
     def infer_shape(self, *args: Any) -> list:  # (fgraph, node, shapes) before PyTensor 3.1, (node, shapes) since
         return self._output_shapes(args[-1])
@@ -208,6 +215,33 @@ class TotalNormConstraint(_NormOp):
         return _Ball(inputs, outputs[-1], None, self.ord).pushforward(tangents)
 
 
+class _Quotient(BinaryScalarOp):
+    """x / y as written, whatever the graph around it.
+
+    PyTensor's own division may become part of a longer product, be pulled through one, or turn into a product with
+    1 / y, by rewrites as by fast-math, and its derivative squares y. Each of these overflows for norms beyond 1e154.
+    """
+
+    nfunc_spec = ("true_divide", 2, 1)
+
+    def impl(self, x: Any, y: Any) -> Any:
+        return np.true_divide(x, y)
+
+    def c_code(self, node: Apply, name: str, inputs: Sequence[str], outputs: Sequence[str], sub: Any) -> str:
+        return f"{outputs[0]} = {inputs[0]} / {inputs[1]};"
+
+    def pullback(self, inputs: Sequence, outputs: Sequence, cotangents: Sequence) -> list:
+        x, y = inputs
+        own = self(cotangents[0], y)
+        return [own, -own * self(x, y)]
+
+    if not hasattr(Op, "pullback"):
+        L_op = pullback
+
+
+_quotient = Elemwise(_Quotient(upcast_out, name="quotient"))
+
+
 class _Ball:
     """The derivatives of y = c q, q = v / (n + epsilon), where n > c; of y = v elsewhere, ties included.
 
@@ -217,17 +251,18 @@ class _Ball:
         pullback      gv = s g - s <q, g> w  (+ g_n w)       gc = <q, g>      g epsilon = -s <q, g>
 
     All in float64, where no norm of a narrower dtype overflows; every denominator is 1 where it is not used, so that
-    second derivatives are finite too. `axes` None: all of the xs are one group.
+    second derivatives are finite too. A norm or a bound that is NaN makes NaN. `axes` None: all xs are one group.
     """
 
     def __init__(self, inputs: Sequence[Variable], norms: Variable, axes: tuple[int, ...] | None, ord: float):
         *self.xs, self.max_norm, self.epsilon = inputs
         self.axes = axes
-        self.violates = norms > self.max_norm
-        denominator = pt.switch(self.violates, norms + _wide(self.epsilon), 1.0)
-        self.scale = pt.switch(self.violates, _wide(self.max_norm) / denominator, 1.0)
+        valid = pt.ge(self.max_norm, 0) & pt.ge(self.epsilon, 0)
+        self.violates = pt.invert(valid & (norms <= self.max_norm))
+        denominator = pt.switch(self.violates, pt.switch(valid, norms + _wide(self.epsilon), np.nan), 1.0)
+        self.scale = pt.switch(self.violates, _quotient(_wide(self.max_norm), denominator), 1.0)
         wide = [_wide(x) for x in self.xs]
-        self.directions = [x / denominator for x in wide]
+        self.directions = [_quotient(x, denominator) for x in wide]
         self.slopes = _slopes(wide, norms, axes, ord)
 
     def pullback(self, cotangents: Sequence, norm_cotangent: Any) -> list:
@@ -286,25 +321,20 @@ class _WorkInPlace(GraphRewriter):
 optdb.register("normball_inplace", _WorkInPlace(), "fast_run", "inplace", position=50.6)
 
 
+@_vectorize_node.register(Norms)
 @_vectorize_node.register(NormConstraint)
-def _vectorize_constraint(op: NormConstraint, node: Apply, *batched: Variable) -> Apply:
+def _vectorize(op: Norms | NormConstraint, node: Apply, *batched: Variable) -> Apply:
     """One node over the whole batch: the batch axes come first and are kept."""
     depth = max(new.ndim - old.ndim for new, old in zip(batched, node.inputs, strict=True))
     core = node.inputs[0].ndim
-    x, max_norm, epsilon = (_lifted(new, old.ndim, depth, core) for new, old in zip(batched, node.inputs, strict=True))
-    if depth > batched[0].ndim - core:  # a bound brings batch axes that x lacks
-        lengths = [bound.shape[:depth] for bound in (x, max_norm, epsilon) if bound.ndim]
-        batch = [pt.max(pt.stack([length[axis] for length in lengths])) for axis in range(depth)]
-        x = pt.broadcast_to(x, (*batch, *(x.shape[depth + axis] for axis in range(core))))
-    return NormConstraint(tuple(axis + depth for axis in op.axes), op.ord).make_node(x, max_norm, epsilon)
-
-
-@_vectorize_node.register(Norms)
-def _vectorize_norms(op: Norms, node: Apply, *batched: Variable) -> Apply:
-    depth = max(new.ndim - old.ndim for new, old in zip(batched, node.inputs, strict=True))
-    core = node.inputs[0].ndim
-    lifted = [_lifted(new, old.ndim, depth, core) for new, old in zip(batched, node.inputs, strict=True)]
-    return Norms(tuple(axis + depth for axis in op.axes), op.ord).make_node(*lifted)
+    x, *bounds = (_lifted(new, old.ndim, depth, core) for new, old in zip(batched, node.inputs, strict=True))
+    batches = [bound for bound in bounds if bound.ndim]
+    stretched = [axis for axis in range(depth) if x.type.broadcastable[axis]]
+    if any(not bound.type.broadcastable[axis] for bound in batches for axis in stretched):
+        shapes = [tuple(variable.shape[:depth]) for variable in (x, *batches)]
+        x = pt.alloc(x, *pt.broadcast_shape(*shapes, arrays_are_shapes=True), *x.shape[depth:])
+    props = op._props_dict() | {"axes": tuple(axis + depth for axis in op.axes)}
+    return type(op)(**props).make_node(x, *bounds)
 
 
 def _lifted(x: Variable, core: int, depth: int, full: int) -> Variable:
@@ -346,11 +376,9 @@ def _bound_input(name: str, value: Any, groups: tuple) -> Variable:
         raise arguments.wrong_bound_dtype(name, bound.dtype)
     if np.dtype(bound.dtype).kind != "f":
         bound = pt.cast(bound, "float64")  # so that a derivative exists
-    known = [length == 1 for length in groups]
-    if bound.ndim > len(groups) or any(
-        kept and length not in (1, None)
-        for kept, length in zip(reversed(known), reversed(bound.type.shape), strict=False)
-    ):
+    lengths = zip(reversed(bound.type.shape), reversed(groups), strict=False)
+    misfits = [length for length, group in lengths if group is not None and length not in (1, group, None)]
+    if bound.ndim > len(groups) or misfits:
         raise arguments.wrong_bound_shape(name, bound.type.shape, groups)
     return pt.shape_padleft(bound, len(groups) - bound.ndim) if bound.ndim else bound
 
@@ -380,11 +408,11 @@ def _wide(x: Variable) -> Variable:
 def _slopes(xs: Sequence[Variable], norms: Variable, axes: tuple[int, ...] | None, ord: float) -> list[Variable]:
     """The derivative of the norm in each x: v / n, signs, or the largest entries' signs; zero at zero."""
     if ord == 2:
-        denominator = pt.switch(norms > 0, norms, 1.0)
-        return [x / denominator for x in xs]
+        denominator = pt.switch(pt.eq(norms, 0), 1.0, norms)
+        return [_quotient(x, denominator) for x in xs]
     if ord == 1:
-        return [pt.sgn(x) for x in xs]
-    largest = [pt.sgn(x) * pt.eq(pt.abs(x), norms) for x in xs]
+        return [pt.sign(x) for x in xs]
+    largest = [pt.sign(x) * pt.eq(pt.abs(x), norms) for x in xs]
     ties = _dot(largest, largest, axes)
     return [x / pt.switch(ties > 0, ties, 1.0) for x in largest]
 

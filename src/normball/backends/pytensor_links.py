@@ -5,8 +5,8 @@ sets JAX's x64 flag). So nothing is registered before PyTensor itself loads a di
 """
 
 import importlib.abc
-import importlib.machinery
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -16,34 +16,35 @@ import numpy as np
 
 def register_when_loaded() -> None:
     """Register with the dispatch modules that are loaded, and with the others as soon as they are."""
-    waiting = {}
+    # The hook comes first: a module that another thread loads meanwhile is registered with twice, not never.
+    sys.meta_path.insert(0, _AfterImport())
     for name, register in _REGISTER.items():
         if name in sys.modules:
             register()
-        else:
-            waiting[name] = register
-    if waiting:
-        sys.meta_path.insert(0, _AfterImport(waiting))
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Calls a function right after a module was imported by whoever needed it."""
+    """Registers right after a dispatch module was imported by whoever needed it."""
 
-    def __init__(self, waiting: dict[str, Callable[[], None]]):
-        self.waiting = waiting
+    def __init__(self) -> None:
+        self.searching = threading.local()  # other packages' hooks may ask all finders in turn, us among them
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
-        if name not in self.waiting:
+        if name not in _REGISTER or getattr(self.searching, "now", False):
             return None
-        register = self.waiting.pop(name)
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        self.searching.now = True
+        try:
+            finders = [finder for finder in sys.meta_path if finder is not self]
+            spec = next(filter(None, (finder.find_spec(name, path, target) for finder in finders)), None)
+        finally:
+            self.searching.now = False
         if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module
 
         def exec_and_register(module: ModuleType) -> None:
             execute(module)
-            register()
+            _REGISTER[name]()
 
         spec.loader.exec_module = exec_and_register  # type: ignore[method-assign]
         return spec
@@ -51,9 +52,22 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 def _register_numba() -> None:
     import numba
-    from pytensor.link.numba.dispatch.basic import get_numba_type, numba_funcify, numba_njit
+    from pytensor.link.numba.dispatch.basic import (
+        get_numba_type,
+        numba_funcify,
+        numba_njit,
+        register_funcify_and_cache_key,
+    )
 
     from normball.backends import pytensor as ours
+
+    @numba_njit(fastmath=False)
+    def quotient(x, y):  # type: ignore[no-untyped-def]
+        return np.true_divide(x, y)  # where x / y would raise at zero
+
+    @register_funcify_and_cache_key(ours._Quotient)
+    def exact_quotient(op: Any, **kwargs: Any) -> tuple:
+        return quotient, "normball quotient 2"  # a key of PyTensor's cache on disk: another number for other code
 
     @numba_funcify.register(ours.Norms)
     @numba_funcify.register(ours.NormConstraint)

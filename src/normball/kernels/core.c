@@ -49,6 +49,15 @@ enum {
 #define SURELY_ABOVE 0x1p-340 /* a bound above every norm whose sum is below LEAST_SUM */
 #define LEAST_BOUND 0x1p-400
 #define LEAST_FACTOR 0x1p-900
+#define LEAST_NARROW_BOUND 0x1p-40 /* 2**60 entries rounded up by 2**-150 each are less than its PLAIN_MARGIN */
+
+#if defined(__clang__)
+#define EACH_ALONE _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define EACH_ALONE _Pragma("GCC ivdep")
+#else
+#define EACH_ALONE
+#endif
 
 /* ---- arithmetic without error ------------------------------------------------------------------------------ */
 
@@ -86,9 +95,18 @@ static inline double double_larger(double largest, double size) { /* NaN stays *
 
 static inline double double_product(double v, double factor) { return v * factor; }
 
-/* Truncated, so that it is never beyond the exact product, subnormal or not. */
+/* Truncated, so that it is never beyond the exact product: to a float's 24 bits, which the conversion then keeps.
+ * It rounds to nearest where the result is subnormal, so bounds below LEAST_NARROW_BOUND take float_truncated. */
 static inline float float_product(float v, double factor) {
-    double exact = v * factor;
+    double product = v * factor;
+    uint64_t bits;
+    memcpy(&bits, &product, sizeof bits);
+    bits &= ~(uint64_t)0x1fffffff;
+    memcpy(&product, &bits, sizeof bits);
+    return (float)product;
+}
+
+static inline float float_truncated(double exact) {
     float rounded = (float)exact;
     uint32_t bits;
     memcpy(&bits, &rounded, sizeof bits);
@@ -452,11 +470,12 @@ typedef struct {
 /* A group: one part, or for a total norm the whole of several arrays. */
 typedef struct {
     int64_t ord, count;
+    int narrow;                   /* some part is not float64 */
     Part only;                    /* where arrays is NULL */
     const normball_array *arrays; /* else */
 } Group;
 
-static Group group_at(const Plan *plan, Place place) { return (Group){plan->ord, 1, {plan, place}, NULL}; }
+static Group group_at(const Plan *plan, Place place) { return (Group){plan->ord, 1, plan->dtype != NORMBALL_F64, {plan, place}, NULL}; }
 
 /* Part i of the group. Plans of a total norm are made anew for every pass, into `scratch`: no memory to allocate. */
 static Part part_of(const Group *group, int64_t i, Plan *scratch) {
@@ -645,7 +664,8 @@ static Answer judge_carefully(const Group *group, double bound, double epsilon) 
     double factor = quotient(mantissa, norm, ldexp(epsilon, -scale), WIDE_MARGIN);
     int shift = bound_exponent - scale;
     double whole = ldexp(factor, shift);
-    if (bound >= LEAST_FACTOR && whole >= LEAST_FACTOR) return plainly(whole);
+    double least = group->narrow ? LEAST_NARROW_BOUND : LEAST_FACTOR;
+    if (bound >= least && whole >= LEAST_FACTOR) return plainly(whole);
     int lift = exponent < 0 ? -exponent : 0;
     return (Answer){factor, 1, lift, shift - lift};
 }
@@ -655,7 +675,7 @@ static Answer judge(const Group *group, Wide sum, int wide, double bound, double
     if (sum.high >= LEAST_SUM && sum.high <= MOST_SUM) {
         if (!exceeds(group, sum, bound, bound, wide ? WIDE_DOUBT : PLAIN_DOUBT)) return plainly(1);
         if (bound == 0 || epsilon == INFINITY) return plainly(0);
-        if (bound >= LEAST_BOUND) {
+        if (bound >= (group->narrow ? LEAST_NARROW_BOUND : LEAST_BOUND)) {
             double factor = quotient(bound, norm_of(sum, group->ord), epsilon, wide ? WIDE_MARGIN : PLAIN_MARGIN);
             if (factor >= LEAST_FACTOR) return plainly(factor);
         }
@@ -697,7 +717,7 @@ static void write_carefully(int64_t dtype, const char *x, int64_t x_step, char *
     for (int64_t i = 0; i < n; i++) {
         double value = shifted_down(ldexp(source[i], answer.lift) * answer.factor, answer.shift);
         if (dtype == NORMBALL_F64) result.d[i] = value;
-        else result.f[i] = float_product(1, value);
+        else result.f[i] = float_truncated(value);
     }
     deliver(dtype, y, y_step, n, &result);
 }
@@ -971,13 +991,14 @@ static void constrain(
 }
 
 static double constrain_total(int64_t count, const normball_array *arrays, int64_t ord, double max_norm, double epsilon) {
-    Group group = {ord, count, {NULL, {{NULL}}}, arrays};
+    Group group = {ord, count, 0, {NULL, {{NULL}}}, arrays};
     Wide sum = {0, 0};
     Plan scratch;
     Mode mode = mode_enter();
     for (int64_t p = 0; p < count; p++) {
         Part part = part_of(&group, p, &scratch);
         if (!part.plan->empty) sum = merge_sums(sum, row_sum(part.plan, part.place), ord);
+        group.narrow |= part.plan->dtype != NORMBALL_F64;
     }
     double norm = norm_value(&group, sum);
     Answer answer = judge(&group, sum, 1, max_norm, epsilon);

@@ -90,12 +90,16 @@ def merge(summaries: Sequence[Wide], ord: float) -> Wide:
     for part in summaries[1:]:
         if ord == np.inf:
             exponent = np.where(merged.exponent >= part.exponent, merged.exponent, part.exponent)
-            high = np.maximum(_shift(merged.high, merged.exponent - exponent), _shift(part.high, part.exponent - exponent))
+            high = np.maximum(
+                _shift(merged.high, merged.exponent - exponent), _shift(part.high, part.exponent - exponent)
+            )
             merged = Wide(high, np.zeros_like(high), exponent)
             continue
         # A part that is zero has no scale of its own: it must not drown the other's.
         exponent = np.where(
-            merged.high == 0, part.exponent, np.where(part.high == 0, merged.exponent, np.maximum(merged.exponent, part.exponent))
+            merged.high == 0,
+            part.exponent,
+            np.where(part.high == 0, merged.exponent, np.maximum(merged.exponent, part.exponent)),
         )
         first = int(ord) * (merged.exponent - exponent)
         second = int(ord) * (part.exponent - exponent)
@@ -117,7 +121,9 @@ def norm(summary: Wide, ord: float) -> Wide:
         return Wide(*_two_sum(root, np.where(ordinary, rest, 0)), summary.exponent)
 
 
-def settle(norms: Wide, xs: Sequence[np.ndarray], axes: tuple[int, ...] | None, max_norm: np.ndarray, ord: float) -> Wide:
+def settle(
+    norms: Wide, xs: Sequence[np.ndarray], axes: tuple[int, ...] | None, max_norm: np.ndarray, ord: float
+) -> Wide:
     """The same norms, nudged where needed so that comparing them with `max_norm` is comparing exactly.
 
     `axes` None means that all entries of all arrays are one group.
@@ -141,7 +147,9 @@ def settle(norms: Wide, xs: Sequence[np.ndarray], axes: tuple[int, ...] | None, 
     return Wide(high, low, norms.exponent)
 
 
-def rescale(x: np.ndarray, norms: Wide, axes: tuple[int, ...], max_norm: np.ndarray, epsilon: np.ndarray, out: np.ndarray) -> None:
+def rescale(
+    x: np.ndarray, norms: Wide, axes: tuple[int, ...], max_norm: np.ndarray, epsilon: np.ndarray, out: np.ndarray
+) -> None:
     """Write x into out: groups within their bound as they are, the others onto the ball, spoilt ones as NaN."""
     kept = _kept_shape(x.shape, axes)
     flat = Wide(*(np.broadcast_to(part, kept).reshape(-1) for part in norms))
@@ -317,34 +325,3 @@ def _steps(groups: int, length: int) -> Iterator[slice]:
     """Slices over the groups, of about BLOCK entries each."""
     size = max(1, BLOCK // max(length, 1))
     return (slice(begin, begin + size) for begin in range(0, groups, size))
-
-
-# The functions that `native` has too: what the backends call.
-
-
-def constrain(
-    x: np.ndarray, out: np.ndarray, axes: tuple[int, ...], max_norm: np.ndarray, epsilon: np.ndarray, ord: float
-) -> None:
-    """Every group of x inside its ball, into `out`: x itself, or memory apart from it."""
-    settled = settle(norm(summarise(x, axes, ord), ord), [x], axes, max_norm, ord)
-    rescale(x, settled, axes, max_norm, epsilon, out)
-
-
-def constrain_total(
-    xs: Sequence[np.ndarray], outs: Sequence[np.ndarray], max_norm: float, epsilon: float, ord: float
-) -> np.ndarray:
-    """All arrays as one group inside its ball; its norm before."""
-    every = [tuple(range(x.ndim)) for x in xs]
-    parts = [Wide(*(part.reshape(()) for part in summarise(x, axes, ord))) for x, axes in zip(xs, every, strict=True)]
-    parts = parts or [Wide(np.zeros(()), np.zeros(()), np.zeros(()))]
-    norms = norm(merge(parts, ord), ord)
-    bound, small = np.asarray(max_norm, dtype=np.float64), np.asarray(epsilon, dtype=np.float64)
-    settled = settle(norms, xs, None, bound, ord)
-    for x, out, axes in zip(xs, outs, every, strict=True):
-        rescale(x, settled, axes, bound, small, out)
-    return to_float64(norms)
-
-
-def norms(x: np.ndarray, axes: tuple[int, ...], ord: float) -> np.ndarray:
-    """Each group's norm as float64, the reduced axes kept as 1."""
-    return to_float64(norm(summarise(x, axes, ord), ord))

@@ -1,12 +1,16 @@
-/* The inner loops, over contiguous float or double; included once for each, with REAL and NAME(function) defined. */
+/* The inner loops, over contiguous float or double; included once for each, with REAL and NAME(function) defined.
+ * y is x itself or apart from it; EACH_ALONE tells the compiler, who would give up vectors where they are the same.
+ */
 
 /* Each entry times one factor: float64 rounded to nearest, float32 truncated. */
 static void NAME(scale)(REAL *y, const REAL *x, int64_t n, double factor) {
+    EACH_ALONE
     for (int64_t i = 0; i < n; i++) y[i] = NAME(product)(x[i], factor);
 }
 
 /* Each entry times its column's factor. */
 static void NAME(scale_columns)(REAL *y, const REAL *x, int64_t n, const double *restrict factor) {
+    EACH_ALONE
     for (int64_t i = 0; i < n; i++) y[i] = NAME(product)(x[i], factor[i]);
 }
 

@@ -1,0 +1,39 @@
+# Everything a person or CI runs. Each target makes its own virtual environment from this project's files.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml $(wildcard setup.py) $(wildcard src/normball/kernels/*.[ch])
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench docs clean
+
+help:  ## what can be done
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+# One stamp for each set of extras; pip does nothing for what is installed.
+$(VENV)/.%: $(SOURCES)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing normball[$*] into $(VENV) (some minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+demo: $(VENV)/.demo  ## train on handwritten digits, free and constrained: a table, a picture and the weights in demo/
+	$(BIN)/python examples/digits.py $(DEMO)
+
+test: $(VENV)/.test  ## the tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.check $(VENV)/.test  ## lint, types, and the README's table
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python docs/support.py --check
+
+bench: $(VENV)/.test  ## time against PyMC's formula, answers checked first
+	$(BIN)/python benchmarks/compare.py
+
+docs: $(VENV)/.docs  ## the documentation as a site, in site/
+	$(BIN)/mkdocs build --strict
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build dist site demo src/*.egg-info src/normball/kernels/*.so
