@@ -212,10 +212,12 @@ def test_powers_of_two_scale_the_result(kernel, axes, ord):
             result = constrained(kernel, np.ldexp(x, k), axes, np.ldexp(max_norm, k), 0.0, ord)
             assert same_bits(result, np.ldexp(reference, k)), k
         narrow = x.astype(np.float32)
+        max_norm = max_norm * rng.choice([1, 1e-12, 1e-33], max_norm.shape)
         reference = constrained(kernel, narrow, axes, max_norm, 0.0, ord)
-        for k in [-90, -45, 45, 110]:
+        for k in [-90, -45, -5, 45, 110]:
             result = constrained(kernel, np.ldexp(narrow, k), axes, np.ldexp(max_norm, k), 0.0, ord)
-            assert same_bits(result, np.ldexp(reference, k)), k
+            normal = np.abs(np.ldexp(reference.astype(np.float64), min(k, 0))) >= np.finfo(np.float32).tiny
+            assert same_bits(result[normal], np.ldexp(reference, k)[normal]), k
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -330,6 +332,24 @@ def test_bad_bounds_spoil_their_group(kernel):
         assert_law(x[:, :1], result[:, :1], (0,), max_norm[:, :1], 0.0, 2)
 
 
+@pytest.mark.parametrize("ord", ORDERS)
+def test_norms_compare_with_a_bound_as_the_exact_norms_do(kernel, ord):
+    rng = np.random.default_rng(15)
+    for scale in (1.0, 1e200, 1e-200, 1e-310):
+        x = rng.standard_normal((60, 40)) * scale
+        for axes in [(0,), (1,)]:
+            plain = kernel.norms(x, axes, ord)
+            for bound in (plain, np.nextafter(plain, 0), np.nextafter(plain, np.inf), plain * 2, np.zeros(())):
+                got = kernel.norms(x, axes, ord, bound)
+                cells = zip(groups(x, axes), per_group(got, x, axes), per_group(bound, x, axes), strict=True)
+                for group, norm, limit in cells:
+                    want = exact_norm(group, ord)
+                    assert (norm > limit) == (want > Fraction(limit))
+                    assert abs(Fraction(norm) - want) <= ulp(want, np.float64)
+                total = kernel.constrain_total([x], [x.copy()], bound.flat[0], 0.0, ord)
+                assert (total > bound.flat[0]) == (exact_norm(x.reshape(-1).tolist(), ord) > Fraction(float(bound.flat[0])))
+
+
 def test_empty(kernel):
     for shape, axes in [((0,), (0,)), ((0, 3), (0,)), ((3, 0), (0,)), ((2, 0, 3), (1,)), ((), ())]:
         x = np.ones(shape)
@@ -339,7 +359,7 @@ def test_empty(kernel):
         norms = kernel.norms(x, axes, 2)
         assert norms.shape == kept
         assert (norms == (1 if x.size else 0)).all()
-    assert constrained(kernel, np.array(-2.0), (), 0.5) == -0.5 * (1 - 2**-52) or constrained(kernel, np.array(-2.0), (), 0.5) >= -0.5
+    assert -0.5 <= constrained(kernel, np.array(-2.0), (), 0.5) <= -0.5 + 2**-51
 
 
 @pytest.mark.parametrize("ord", ORDERS)
@@ -391,14 +411,14 @@ def test_total_ties_extremes_and_nonsense(kernel):
     kernel.constrain_total([three, four], outs, -1.0, 0.0, 2)
     assert np.isnan(outs[0]).all()
     assert np.isnan(outs[1]).all()
-    assert kernel.constrain_total([], [], 1.0, 0.0, 2) == 0
 
 
 def test_every_half_and_bfloat_is_read_and_written(kernel):
     """All 65536 values pass through unchanged within their bound, and truncate like the definition above it."""
     for dtype in (np.float16, ml_dtypes.bfloat16):
         x = np.arange(65536, dtype=np.uint16).view(dtype)
-        finite = x[np.isfinite(x.astype(np.float64))]
+        with np.errstate(invalid="ignore"):  # signalling NaNs among them
+            finite = x[np.isfinite(x.astype(np.float64))]
         assert same_bits(constrained(kernel, finite, (), np.inf), finite)
         sizes = np.abs(finite.astype(np.float64))
         assert same_bits(kernel.norms(finite, (), 2), sizes)
@@ -433,10 +453,10 @@ def test_every_instruction_set_gives_the_same_bits():
 
 @needs_native
 def test_long_groups_keep_their_law():
-    """The errors of a million terms stay within the margins, in rows, columns and totals."""
+    """The errors of many blocks stay within the margins, in rows, columns and totals."""
     rng = np.random.default_rng(14)
     for dtype in (np.float64, np.float32):
-        x = rng.standard_normal(300_000).astype(dtype)
+        x = rng.standard_normal(30_000).astype(dtype)
         for array, axes in ((x, (0,)), (x.reshape(-1, 3).copy(), (0, 1)), (x.reshape(-1, 3).copy(), (0,))):
             assert_law(array, constrained(native, array, axes, 1.5), axes, 1.5, 0.0, 2)
 

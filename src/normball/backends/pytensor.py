@@ -106,6 +106,7 @@ class Norms(_NormOp):
     """
 
     __props__ = ("axes", "ord")
+    __str__ = _NormOp.__str__  # PyTensor writes one for every class with __props__
 
     def __init__(self, axes: tuple[int, ...], ord: float):
         self.axes = axes
@@ -143,6 +144,7 @@ class NormConstraint(_NormOp):
     """Every group of x along `axes` inside its ball: inputs x, max_norm, epsilon; output of x's type."""
 
     __props__ = ("axes", "ord", "inplace")
+    __str__ = _NormOp.__str__
 
     def __init__(self, axes: tuple[int, ...], ord: float, inplace: tuple[int, ...] = ()):
         self.axes = axes
@@ -183,6 +185,7 @@ class TotalNormConstraint(_NormOp):
     """All tensors as one group inside its ball: inputs xs, max_norm, epsilon; outputs of the xs' types, and the norm."""
 
     __props__ = ("ord", "inplace")
+    __str__ = _NormOp.__str__
 
     def __init__(self, ord: float, inplace: tuple[int, ...] = ()):
         self.ord = ord
@@ -331,7 +334,11 @@ def _vectorize(op: Norms | NormConstraint, node: Apply, *batched: Variable) -> A
     batches = [bound for bound in bounds if bound.ndim]
     stretched = [axis for axis in range(depth) if x.type.broadcastable[axis]]
     if any(not bound.type.broadcastable[axis] for bound in batches for axis in stretched):
-        shapes = [tuple(variable.shape[:depth]) for variable in (x, *batches)]
+        ones = [variable.type.broadcastable for variable in (x, *batches)]
+        shapes = [
+            tuple(1 if one[axis] else variable.shape[axis] for axis in range(depth))
+            for variable, one in zip((x, *batches), ones, strict=True)
+        ]
         x = pt.alloc(x, *pt.broadcast_shape(*shapes, arrays_are_shapes=True), *x.shape[depth:])
     props = op._props_dict() | {"axes": tuple(axis + depth for axis in op.axes)}
     return type(op)(**props).make_node(x, *bounds)

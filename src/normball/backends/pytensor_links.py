@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from normball import kernels
+
 
 def register_when_loaded() -> None:
     """Register with the dispatch modules that are loaded, and with the others as soon as they are."""
@@ -57,6 +59,7 @@ def _register_numba() -> None:
         numba_funcify,
         numba_njit,
         register_funcify_and_cache_key,
+        register_funcify_default_op_cache_key,
     )
 
     from normball.backends import pytensor as ours
@@ -90,6 +93,15 @@ def _register_numba() -> None:
             return outputs
 
         return perform
+
+    if kernels.best is not kernels.fallback:
+        from normball.backends import pytensor_numba
+
+        @register_funcify_default_op_cache_key(ours.NormConstraint)
+        def through_c(op: Any, node: Any, **kwargs: Any) -> tuple:
+            if node.inputs[0].dtype not in ("float32", "float64"):  # numba has no float16
+                return through_python(op, node), pytensor_numba.SALT
+            return pytensor_numba.norm_constraint(op, node), pytensor_numba.SALT
 
 
 def _register_jax() -> None:

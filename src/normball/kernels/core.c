@@ -42,6 +42,7 @@ enum {
 #define PLAIN_MARGIN 0x1p-46  /* half of that, as a norm, and the rounding of the factor and of the product */
 #define WIDE_DOUBT 0x1p-70    /* sums in double-double throughout: 2**-71 */
 #define WIDE_MARGIN (2.01 * UNIT)
+#define FLOAT_MARGIN (2.01 * 0x1p-24)
 
 /* Sums in this range, and bounds in the other, neither overflow nor lose bits in any step below. */
 #define LEAST_SUM 0x1p-700
@@ -49,7 +50,8 @@ enum {
 #define SURELY_ABOVE 0x1p-340 /* a bound above every norm whose sum is below LEAST_SUM */
 #define LEAST_BOUND 0x1p-400
 #define LEAST_FACTOR 0x1p-900
-#define LEAST_NARROW_BOUND 0x1p-40 /* 2**60 entries rounded up by 2**-150 each are less than its PLAIN_MARGIN */
+#define LEAST_NARROW_BOUND 0x1p-40 /* 2**60 entries rounded up by 2**-150 each are less than 2**-30 of it */
+#define LEAST_NARROW_FACTOR 0x1p-100
 
 #if defined(__clang__)
 #define EACH_ALONE _Pragma("clang loop vectorize(assume_safety)")
@@ -93,19 +95,10 @@ static inline double double_larger(double largest, double size) { /* NaN stays *
 
 /* ---- the inner loops, over contiguous float or double --------------------------------------------------------- */
 
-static inline double double_product(double v, double factor) { return v * factor; }
+/* A factor as the float by which floats are multiplied: lowered and rounded once, as WIDE_MARGIN does it for doubles. */
+static inline float float_factor(double factor) { return factor == 1 ? 1 : (float)(factor * (1 - FLOAT_MARGIN)); }
 
-/* Truncated, so that it is never beyond the exact product: to a float's 24 bits, which the conversion then keeps.
- * It rounds to nearest where the result is subnormal, so bounds below LEAST_NARROW_BOUND take float_truncated. */
-static inline float float_product(float v, double factor) {
-    double product = v * factor;
-    uint64_t bits;
-    memcpy(&bits, &product, sizeof bits);
-    bits &= ~(uint64_t)0x1fffffff;
-    memcpy(&product, &bits, sizeof bits);
-    return (float)product;
-}
-
+/* Towards zero. */
 static inline float float_truncated(double exact) {
     float rounded = (float)exact;
     uint32_t bits;
@@ -330,7 +323,7 @@ static const double *fetch_doubles(int64_t dtype, const char *x, int64_t step, i
 
 /* ---- walks over dimensions ------------------------------------------------------------------------------------------ */
 
-enum { X, Y, BOUND, EPSILON, OPERANDS };
+enum { X, Y, BOUND, EPSILON, OPERANDS, NORMS = EPSILON /* where norms are handed out */ };
 
 typedef struct {
     int64_t size;
@@ -411,7 +404,7 @@ typedef struct {
     int64_t dtype, ord;
     int wide;      /* sums in double-double throughout: for float64, and for norms that are handed out */
     int columnar;  /* many groups side by side, entry by entry; else group by group */
-    int only_norms; /* hand the norms out through BOUND, and write nothing else */
+    int only_norms; /* hand out the norms, and write nothing else */
     int empty;     /* no entries */
     Dims kept, reduced, written; /* the kept axes; the norm axes as x lies; the same as x and y lie */
     Place place;
@@ -605,14 +598,20 @@ static int exceeds_exactly(const Group *group, double bound) {
 
 /* ---- what becomes of a group -------------------------------------------------------------------------------------------- */
 
-/* An entry v becomes v * factor; or, where `careful`, ldexp(v, lift) * factor * 2**shift, truncated. Factor 1 keeps
- * the group as it is (a violator's factor is below 1), NaN spoils it. */
+/* An entry v becomes v * factor; or, where `careful`, ldexp(v, lift) * factor * 2**shift, truncated, or with both 0 the
+ * same as ever but for subnormals of narrow dtypes, which are truncated. Factor 1 keeps the group as it is (a
+ * violator's factor is below 1), NaN spoils it. */
 typedef struct {
     double factor;
     int careful, lift, shift;
 } Answer;
 
 static Answer plainly(double factor) { return (Answer){factor, 0, 0, 0}; }
+
+/* A violator's factor that is not too small to multiply by. */
+static Answer scaled(const Group *group, double factor, double bound) {
+    return (Answer){factor, group->narrow && bound < LEAST_NARROW_BOUND, 0, 0};
+}
 
 /* The norm of a sum within [LEAST_SUM, MOST_SUM]. */
 static inline Wide norm_of(Wide sum, int64_t ord) {
@@ -664,8 +663,8 @@ static Answer judge_carefully(const Group *group, double bound, double epsilon) 
     double factor = quotient(mantissa, norm, ldexp(epsilon, -scale), WIDE_MARGIN);
     int shift = bound_exponent - scale;
     double whole = ldexp(factor, shift);
-    double least = group->narrow ? LEAST_NARROW_BOUND : LEAST_FACTOR;
-    if (bound >= least && whole >= LEAST_FACTOR) return plainly(whole);
+    double least = group->narrow ? LEAST_NARROW_FACTOR : LEAST_FACTOR;
+    if (bound >= LEAST_FACTOR && whole >= least) return scaled(group, whole, bound);
     int lift = exponent < 0 ? -exponent : 0;
     return (Answer){factor, 1, lift, shift - lift};
 }
@@ -675,9 +674,9 @@ static Answer judge(const Group *group, Wide sum, int wide, double bound, double
     if (sum.high >= LEAST_SUM && sum.high <= MOST_SUM) {
         if (!exceeds(group, sum, bound, bound, wide ? WIDE_DOUBT : PLAIN_DOUBT)) return plainly(1);
         if (bound == 0 || epsilon == INFINITY) return plainly(0);
-        if (bound >= (group->narrow ? LEAST_NARROW_BOUND : LEAST_BOUND)) {
+        if (bound >= LEAST_BOUND) {
             double factor = quotient(bound, norm_of(sum, group->ord), epsilon, wide ? WIDE_MARGIN : PLAIN_MARGIN);
-            if (factor >= LEAST_FACTOR) return plainly(factor);
+            if (factor >= (group->narrow ? LEAST_NARROW_FACTOR : LEAST_FACTOR)) return scaled(group, factor, bound);
         }
     } else if (sum.high < LEAST_SUM && bound >= SURELY_ABOVE) {
         return plainly(1);
@@ -698,6 +697,19 @@ static double norm_value(const Group *group, Wide sum) {
     return ldexp(norm.high + norm.low, exponent);
 }
 
+/* The norm as float64; where a bound is given, it compares with that as the exact norm does. */
+static double norm_beside(const Group *group, Wide sum, const double *max_norm) {
+    double norm = norm_value(group, sum);
+    if (!max_norm || group->ord == NORMBALL_ORD_INF) return norm; /* ord inf: exact as it is */
+    if (!(norm < INFINITY) || !(*max_norm < INFINITY)) return norm;
+    double bound = *max_norm;
+    if (norm < nextafter(bound, 0) || norm > nextafter(bound, INFINITY)) return norm; /* it is good to an ulp */
+    int in_range = sum.high >= LEAST_SUM && sum.high <= MOST_SUM;
+    int above = in_range ? exceeds(group, sum, bound, bound, WIDE_DOUBT) : exceeds_exactly(group, bound);
+    if (above && norm <= bound) return nextafter(bound, INFINITY);
+    return !above && norm > bound ? bound : norm;
+}
+
 /* ---- writing ----------------------------------------------------------------------------------------------------------------- */
 
 /* value * 2**shift, truncated; shift at most 0. */
@@ -714,10 +726,19 @@ static void write_carefully(int64_t dtype, const char *x, int64_t x_step, char *
     double buffer[ROW_BLOCK];
     Buffer result;
     const double *source = fetch_doubles(dtype, x, x_step, n, buffer);
-    for (int64_t i = 0; i < n; i++) {
-        double value = shifted_down(ldexp(source[i], answer.lift) * answer.factor, answer.shift);
-        if (dtype == NORMBALL_F64) result.d[i] = value;
-        else result.f[i] = float_truncated(value);
+    if (answer.shift == 0) {
+        double narrow = float_factor(answer.factor); /* times a float: exact in double */
+        for (int64_t i = 0; i < n; i++) {
+            double exact = source[i] * narrow;
+            if (dtype == NORMBALL_F64) result.d[i] = source[i] * answer.factor;
+            else result.f[i] = fabs(exact) < FLT_MIN ? float_truncated(exact) : (float)exact;
+        }
+    } else {
+        for (int64_t i = 0; i < n; i++) {
+            double value = shifted_down(ldexp(source[i], answer.lift) * answer.factor, answer.shift);
+            if (dtype == NORMBALL_F64) result.d[i] = value;
+            else result.f[i] = float_truncated(value);
+        }
     }
     deliver(dtype, y, y_step, n, &result);
 }
@@ -733,7 +754,7 @@ static void write_block(int64_t dtype, const char *x, int64_t x_step, char *y, i
     const void *source = fetch(dtype, x, x_step, n, &in);
     void *target = direct ? (void *)y : &out;
     if (dtype == NORMBALL_F64) double_scale(target, source, n, answer.factor);
-    else float_scale(target, source, n, answer.factor);
+    else float_scale(target, source, n, float_factor(answer.factor));
     if (!direct) deliver(dtype, y, y_step, n, target);
 }
 
@@ -769,6 +790,7 @@ typedef struct {
     double high[CHUNK], low[CHUNK];             /* the sums so far */
     double block_high[CHUNK], block_low[CHUNK]; /* of the current block of rows */
     double factor[CHUNK];
+    float narrow[CHUNK]; /* the factors, for floats */
     Buffer rows[STEP_ROWS];
 } Chunk;
 
@@ -835,13 +857,13 @@ static void sum_columns(const Plan *plan, Chunk *chunk, Place place, int64_t ste
     } while (walk_next(&walk));
 }
 
-static void scale_columns(const Plan *plan, const char *x, int64_t x_step, char *y, int64_t y_step, int64_t n, const double *factor) {
+static void scale_columns(const Plan *plan, const char *x, int64_t x_step, char *y, int64_t y_step, int64_t n, const Chunk *chunk, int64_t begin) {
     Buffer in, out;
     int direct = works_in_place(plan->dtype, y_step);
     const void *source = fetch(plan->dtype, x, x_step, n, &in);
     void *target = direct ? (void *)y : &out;
-    if (plan->dtype == NORMBALL_F64) double_scale_columns(target, source, n, factor);
-    else float_scale_columns(target, source, n, factor);
+    if (plan->dtype == NORMBALL_F64) double_scale_columns(target, source, n, chunk->factor + begin);
+    else float_scale_columns(target, source, n, chunk->narrow + begin);
     if (!direct) deliver(plan->dtype, y, y_step, n, target);
 }
 
@@ -879,7 +901,7 @@ static void write_columns(const Plan *plan, const Chunk *chunk, Place place, con
             for (int k = 0; k < count; k++) {
                 int64_t begin = edge[2 * k], width = edge[2 * k + 1] - begin;
                 scale_columns(
-                    plan, x + begin * step[X], step[X], y + begin * step[Y], step[Y], width, chunk->factor + begin);
+                    plan, x + begin * step[X], step[X], y + begin * step[Y], step[Y], width, chunk, begin);
             }
         }
     } while (walk_next(&walk));
@@ -898,6 +920,7 @@ static void constrain_columns(const Plan *plan, Chunk *chunk, Place place, const
         Answer answer = judge_own(&group, (Wide){chunk->high[j], chunk->low[j]});
         careful |= answer.careful;
         chunk->factor[j] = answer.careful ? 1 : answer.factor;
+        chunk->narrow[j] = float_factor(chunk->factor[j]);
     }
     write_columns(plan, chunk, place, step, n);
     for (int64_t j = 0; careful && j < n; j++) { /* x has its bits still where the factor was 1 */
@@ -911,7 +934,8 @@ static void constrain_columns(const Plan *plan, Chunk *chunk, Place place, const
 static void norms_of_columns(const Plan *plan, Chunk *chunk, Place place, const int64_t *step, int64_t n) {
     for (int64_t j = 0; j < n; j++) {
         Group group = group_at(plan, moved(place, step, j));
-        *(double *)group.only.place.at[BOUND] = norm_value(&group, (Wide){chunk->high[j], chunk->low[j]});
+        Wide sum = {chunk->high[j], chunk->low[j]};
+        *(double *)group.only.place.at[NORMS] = norm_beside(&group, sum, (double *)group.only.place.at[BOUND]);
     }
 }
 
@@ -930,7 +954,8 @@ static void each_row(const Plan *plan, const Walk *walk) {
     for (int64_t j = 0; j < walk->length; j++) {
         Group group = group_at(plan, moved(walk->place, walk->step, j));
         Wide sum = row_sum(plan, group.only.place);
-        if (plan->only_norms) *(double *)group.only.place.at[BOUND] = norm_value(&group, sum);
+        if (plan->only_norms)
+            *(double *)group.only.place.at[NORMS] = norm_beside(&group, sum, (double *)group.only.place.at[BOUND]);
         else write_group(&group.only, judge_own(&group, sum));
     }
 }
@@ -940,7 +965,7 @@ static void norms_of_nothing(const Plan *plan) {
     Walk walk;
     walk_start(&walk, &plan->kept, plan->place);
     do {
-        for (int64_t j = 0; j < walk.length; j++) *(double *)moved(walk.place, walk.step, j).at[BOUND] = 0;
+        for (int64_t j = 0; j < walk.length; j++) *(double *)moved(walk.place, walk.step, j).at[NORMS] = 0;
     } while (walk_next(&walk));
 }
 
@@ -1000,7 +1025,7 @@ static double constrain_total(int64_t count, const normball_array *arrays, int64
         if (!part.plan->empty) sum = merge_sums(sum, row_sum(part.plan, part.place), ord);
         group.narrow |= part.plan->dtype != NORMBALL_F64;
     }
-    double norm = norm_value(&group, sum);
+    double norm = norm_beside(&group, sum, &max_norm);
     Answer answer = judge(&group, sum, 1, max_norm, epsilon);
     for (int64_t p = 0; p < count; p++) {
         Part part = part_of(&group, p, &scratch);
@@ -1012,9 +1037,10 @@ static double constrain_total(int64_t count, const normball_array *arrays, int64
 
 static void norms(
     int64_t dtype, int64_t ord, int64_t ndim, uint64_t reduced, const int64_t *shape, const void *x,
-    const int64_t *x_strides, double *norms, const int64_t *norms_strides) {
-    const int64_t *const strides[OPERANDS] = {x_strides, NULL, norms_strides, NULL};
-    Place place = {{(char *)x, NULL, (char *)norms, NULL}};
+    const int64_t *x_strides, const double *max_norm, const int64_t *max_norm_strides, double *norms,
+    const int64_t *norms_strides) {
+    const int64_t *const strides[OPERANDS] = {x_strides, NULL, max_norm_strides, norms_strides};
+    Place place = {{(char *)x, NULL, (char *)max_norm, (char *)norms}};
     Plan plan;
     plan_make(&plan, dtype, ord, ndim, reduced, shape, place, strides);
     plan.wide = plan.only_norms = 1;

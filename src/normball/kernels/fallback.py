@@ -51,8 +51,8 @@ def constrain_total(
 ) -> np.ndarray:
     """Write all arrays, as one group inside its ball, into outs; the norm before, as `norms` gives it."""
     parts = [summarise(x, tuple(range(x.ndim)), ord) for x in xs]
-    total = norm(merge([Wide(*(part.reshape(()) for part in wide)) for wide in parts], ord), ord)
-    settled = settle(total, xs, None, max_norm, ord)
+    total = norm(merge([Wide(*(part.reshape(1) for part in wide)) for wide in parts], ord), ord)
+    settled = Wide(*(part.reshape(()) for part in settle(total, xs, None, max_norm, ord)))
     for x, out in zip(xs, outs, strict=True):
         rescale(x, settled, tuple(range(x.ndim)), max_norm, epsilon, out)
     return _beside(settled, max_norm)

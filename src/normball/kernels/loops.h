@@ -2,16 +2,16 @@
  * y is x itself or apart from it; EACH_ALONE tells the compiler, who would give up vectors where they are the same.
  */
 
-/* Each entry times one factor: float64 rounded to nearest, float32 truncated. */
-static void NAME(scale)(REAL *y, const REAL *x, int64_t n, double factor) {
+/* Each entry times one factor. */
+static void NAME(scale)(REAL *y, const REAL *x, int64_t n, REAL factor) {
     EACH_ALONE
-    for (int64_t i = 0; i < n; i++) y[i] = NAME(product)(x[i], factor);
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] * factor;
 }
 
 /* Each entry times its column's factor. */
-static void NAME(scale_columns)(REAL *y, const REAL *x, int64_t n, const double *restrict factor) {
+static void NAME(scale_columns)(REAL *y, const REAL *x, int64_t n, const REAL *restrict factor) {
     EACH_ALONE
-    for (int64_t i = 0; i < n; i++) y[i] = NAME(product)(x[i], factor[i]);
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] * factor[i];
 }
 
 /* The largest |entry|, NaN where there is one. */

@@ -51,8 +51,10 @@ double normball_constrain_total(
 
 void normball_norms(
     int64_t dtype, int64_t ord, int64_t ndim, uint64_t reduced, const int64_t *shape, const void *x,
-    const int64_t *x_strides, double *norms, const int64_t *norms_strides) {
-    selected->norms(dtype, ord, ndim, reduced, shape, x, x_strides, norms, norms_strides);
+    const int64_t *x_strides, const double *max_norm, const int64_t *max_norm_strides, double *norms,
+    const int64_t *norms_strides) {
+    selected->norms(
+        dtype, ord, ndim, reduced, shape, x, x_strides, max_norm, max_norm_strides, norms, norms_strides);
 }
 
 /* ---- the door from Python ------------------------------------------------------------------------------------------ */
@@ -196,28 +198,34 @@ close:
 
 static PyObject *python_norms(PyObject *module, PyObject *args) {
     (void)module;
-    PyObject *x_object, *norms_object, *result = NULL;
+    PyObject *x_object, *norms_object, *max_norm_object, *result = NULL;
     int dtype, ord;
     unsigned long long reduced;
-    Memory x, norms;
-    int64_t strides[NORMBALL_MAX_NDIM];
-    if (!PyArg_ParseTuple(args, "OOiiK", &x_object, &norms_object, &dtype, &ord, &reduced)) return NULL;
+    Memory x, norms, max_norm;
+    int64_t strides[NORMBALL_MAX_NDIM], max_norm_strides[NORMBALL_MAX_NDIM];
+    if (!PyArg_ParseTuple(args, "OOiiKO", &x_object, &norms_object, &dtype, &ord, &reduced, &max_norm_object)) return NULL;
     if (!known_codes(dtype, ord)) return NULL;
+    int bounded = max_norm_object != Py_None;
     if (memory_open(&x, x_object, ITEMSIZE[dtype], 0) < 0) return NULL;
     if (memory_open(&norms, norms_object, 8, 1) < 0) goto close_x;
+    if (bounded && memory_open(&max_norm, max_norm_object, 8, 0) < 0) goto close_norms;
     int fits = x.buffer.ndim == norms.buffer.ndim;
     for (int d = 0; fits && d < x.buffer.ndim; d++) {
         fits = norms.shape[d] == (reduced >> d & 1 ? 1 : x.shape[d]);
         strides[d] = norms.strides[d];
     }
-    if (!fits) {
-        PyErr_SetString(PyExc_ValueError, "norms: its shape is not x's with the reduced axes kept as 1");
-        goto close_norms;
+    if (!fits || (bounded && !broadcast_strides(&max_norm, &x, reduced, max_norm_strides))) {
+        PyErr_SetString(PyExc_ValueError, "norms: the shapes of x, norms and max_norm do not fit");
+        goto close_max_norm;
     }
     Py_BEGIN_ALLOW_THREADS
-    normball_norms(dtype, ord, x.buffer.ndim, reduced, x.shape, x.buffer.buf, x.strides, norms.buffer.buf, strides);
+    normball_norms(
+        dtype, ord, x.buffer.ndim, reduced, x.shape, x.buffer.buf, x.strides, bounded ? max_norm.buffer.buf : NULL,
+        bounded ? max_norm_strides : NULL, norms.buffer.buf, strides);
     Py_END_ALLOW_THREADS
     result = Py_NewRef(Py_None);
+close_max_norm:
+    if (bounded) memory_close(&max_norm);
 close_norms:
     memory_close(&norms);
 close_x:
@@ -277,7 +285,7 @@ static int module_exec(PyObject *module) {
 static PyMethodDef METHODS[] = {
     {"constrain", python_constrain, METH_VARARGS, "constrain(x, out, dtype, ord, reduced, max_norm, epsilon)"},
     {"constrain_total", python_constrain_total, METH_VARARGS, "constrain_total(((x, out, dtype), ...), ord, max_norm, epsilon) -> norm"},
-    {"norms", python_norms, METH_VARARGS, "norms(x, norms, dtype, ord, reduced)"},
+    {"norms", python_norms, METH_VARARGS, "norms(x, norms, dtype, ord, reduced, max_norm or None)"},
     {"levels", python_levels, METH_NOARGS, "The instruction sets that run here, best first."},
     {"select", python_select, METH_O, "Use this instruction set; returns the one before."},
     {NULL, NULL, 0, NULL},

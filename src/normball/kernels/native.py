@@ -1,4 +1,4 @@
-"""The C kernels: the same functions as at the end of `fallback`, on the same arrays."""
+"""The C kernels: the same functions as `fallback` has for the backends, on the same arrays."""
 
 from collections.abc import Sequence
 
@@ -13,23 +13,26 @@ ORDERS = {np.inf: 0, 1: 1, 2: 2}
 def constrain(
     x: np.ndarray, out: np.ndarray, axes: tuple[int, ...], max_norm: np.ndarray, epsilon: np.ndarray, ord: float
 ) -> None:
-    """Every group of x inside its ball, into `out`: x itself, or memory apart from it."""
+    """Write x, every group inside its ball, into out, which may be x itself."""
     code = DTYPES[x.dtype.name]
     _native.constrain(_plain(x), _plain(out), code, ORDERS[ord], _mask(axes), max_norm, epsilon)
 
 
 def constrain_total(
-    xs: Sequence[np.ndarray], outs: Sequence[np.ndarray], max_norm: float, epsilon: float, ord: float
+    xs: Sequence[np.ndarray], outs: Sequence[np.ndarray], max_norm: np.ndarray, epsilon: np.ndarray, ord: float
 ) -> np.ndarray:
-    """All arrays as one group inside its ball; its norm before."""
+    """Write all arrays, as one group inside its ball, into outs; the norm before, as `norms` gives it."""
     triples = tuple((_plain(x), _plain(out), DTYPES[x.dtype.name]) for x, out in zip(xs, outs, strict=True))
-    return np.asarray(_native.constrain_total(triples, ORDERS[ord], max_norm, epsilon))
+    return np.asarray(_native.constrain_total(triples, ORDERS[ord], float(max_norm), float(epsilon)))
 
 
-def norms(x: np.ndarray, axes: tuple[int, ...], ord: float) -> np.ndarray:
-    """Each group's norm as float64, the reduced axes kept as 1."""
+def norms(x: np.ndarray, axes: tuple[int, ...], ord: float, max_norm: np.ndarray | None = None) -> np.ndarray:
+    """Each group's norm as float64, at most one ulp off and exact where a float64 holds it, reduced axes kept as 1.
+
+    Given a bound, the norms compare with it as the exact norms do.
+    """
     result = np.empty(tuple(1 if axis in axes else length for axis, length in enumerate(x.shape)))
-    _native.norms(_plain(x), result, DTYPES[x.dtype.name], ORDERS[ord], _mask(axes))
+    _native.norms(_plain(x), result, DTYPES[x.dtype.name], ORDERS[ord], _mask(axes), max_norm)
     return result
 
 

@@ -31,14 +31,16 @@ typedef void normball_constrain_fn(
     const double *max_norm, const int64_t *max_norm_strides,
     const double *epsilon, const int64_t *epsilon_strides);
 
-/* All arrays together as one group inside its ball; returns the norm before. */
+/* All arrays together as one group inside its ball; returns the norm before, as normball_norms with a bound does. */
 typedef double normball_constrain_total_fn(
     int64_t count, const normball_array *arrays, int64_t ord, double max_norm, double epsilon);
 
-/* The norm of every group. The strides of `norms` are given for all ndim axes, as max_norm's above. */
+/* The norm of every group: at most an ulp off, exact where a double holds it. The strides of `norms` are given for
+ * all ndim axes, as max_norm's are. max_norm may be NULL; else each norm compares with it as the exact norm does. */
 typedef void normball_norms_fn(
     int64_t dtype, int64_t ord, int64_t ndim, uint64_t reduced, const int64_t *shape,
-    const void *x, const int64_t *x_strides, double *norms, const int64_t *norms_strides);
+    const void *x, const int64_t *x_strides, const double *max_norm, const int64_t *max_norm_strides,
+    double *norms, const int64_t *norms_strides);
 
 /* The kernels as compiled for one instruction set. */
 typedef struct {
