@@ -34,7 +34,7 @@ class BuildKernels(build_ext):
         try:
             super().build_extension(ext)
         except Exception:
-            print("normball: the C kernels were not built; installing without them (NumPy is used, 3 to 15 times slower)")
+            print("normball: the C kernels were not built; installing without them (NumPy is used, slower)")
             raise  # setuptools goes on: the extension is optional
 
     def _compile_core(self, level: str, flags: list[str]) -> list[str]:

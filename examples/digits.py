@@ -154,7 +154,7 @@ def train_all(network: Network, data: tuple, seeds: int, epochs: int, console: C
             for epoch, (loss, norms, accuracy) in enumerate(train(network, data, rate, bound, seed, epochs), 1):
                 history.append((norms, accuracy))
                 kind = "free" if bound == math.inf else "max-norm"
-                report(f"seed {seed}, rate {rate}, {kind}: epoch {epoch}, loss {loss:.3f}, accuracy {accuracy:.1f} %")
+                report(f"seed {seed}, rate {rate}, {kind}, epoch {epoch}: loss {loss:.3f}, {accuracy:.1f} % right")
             runs[rate, bound, seed] = Run(*map(np.array, zip(*history, strict=True)), network.values())
     return runs
 
@@ -184,6 +184,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40, help="passes over the training half (40)")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the picture and the weights (demo)")
     options = parser.parse_args()
+    if min(options.seeds, options.epochs) < 1:
+        parser.error("--seeds and --epochs must be at least 1")
     options.out.mkdir(parents=True, exist_ok=True)
     console = Console()
 

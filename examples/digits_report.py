@@ -22,8 +22,8 @@ FREE, BOUNDED = "#d55e00", "#0072b2"  # told apart whatever colours the reader s
 @contextmanager
 def reporting(console: Console, total: int) -> Iterator:
     """A progress bar in a terminal; elsewhere a line every few seconds."""
-    columns = ("{task.description}", progress.BarColumn(20), progress.TimeRemainingColumn(elapsed_when_finished=True))
-    with progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    columns = ("{task.description}", progress.BarColumn(None), progress.TimeRemainingColumn(elapsed_when_finished=True))
+    with progress.Progress(*columns, console=console, disable=not console.is_terminal, expand=True) as bar:
         task, started, printed, done = bar.add_task("", total=total), time.monotonic(), time.monotonic(), 0
 
         def report(text: str) -> None:

@@ -9,9 +9,10 @@ pytensor = pytest.importorskip("pytensor")
 
 import pytensor.tensor as pt  # noqa: E402
 from conftest import installed  # noqa: E402
+from oracle import same_bits  # noqa: E402
 from pytensor.compile.mode import Mode  # noqa: E402
 
-import normball  # noqa: E402
+from normball import compute_norms, norm_constraint, total_norm_constraint  # noqa: E402
 
 PYTHON = Mode("py", "fast_run")  # every rewrite, no compiler
 MODES = ["FAST_COMPILE", "CVM", "NUMBA"]
@@ -19,7 +20,7 @@ MODES += ["JAX"] if installed("jax") else []
 MODES += ["PYTORCH"] if installed("torch") else []
 ORDERS = (1, 2, math.inf)
 # One order is enough where compiling takes many seconds: what the orders share is what a compiler may break.
-CASES = [(mode, ord) for mode in MODES for ord in ORDERS if ord == 2 or mode not in ("CVM", "PYTORCH")]
+CASES = [(mode, ord) for mode in MODES for ord in ORDERS if ord == 2 or mode == "FAST_COMPILE"]
 
 # Wider than float64 in digits and in range, so that the closed form neither rounds nor overflows where it matters.
 WIDE = np.longdouble
@@ -79,7 +80,7 @@ def test_gradients_are_the_closed_form_at_every_scale(mode, ord):
     inputs, outputs, dtypes = [], [], ("float64", "float32")
     for dtype in dtypes:
         x, cotangent = pt.matrix(dtype=dtype), pt.matrix(dtype=dtype)
-        y = normball.norm_constraint(x, bound, 0, epsilon, ord=ord)
+        y = norm_constraint(x, bound, 0, epsilon, ord=ord)
         gradients = pt.grad(None, [x, bound, epsilon], known_grads={y: cotangent})
         assert [g.type.dtype for g in gradients] == [dtype, "float64", "float64"]
         inputs += [x, cotangent]
@@ -98,6 +99,9 @@ def test_gradients_are_the_closed_form_at_every_scale(mode, ord):
                 if c >= 3:  # so that subnormal norms, which have too few digits to sum up, comply
                     for one, wanted in ((found[3 * k + 1], to_bound), (found[3 * k + 2], to_epsilon)):
                         assert wrong_entries(one, wanted, WIDE(np.abs(g).sum()), "float64") == 0, (dtype, c, e)
+    # 1e150 times 1e200 is beyond float64, the gradient is not: rearranged by rewrites or fast-math it overflowed.
+    found = compute(np.full((4, 1), 1e200), np.full((4, 1), 1e150), *columns("float32", [1.0]), 3.0, 1e-7)
+    assert (np.abs(found[0]) < 1e-40).all()
 
 
 def test_the_judge_of_gradients_can_say_no():
@@ -117,37 +121,33 @@ def test_the_judge_of_gradients_can_say_no():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_extreme_cotangents_meet_extreme_weights(mode):
-    """1e150 times 1e200 is beyond float64, the gradient is not: rearranged by rewrites or fast-math it overflowed."""
-    x, g = pt.dmatrix(), pt.dmatrix()
-    y = normball.norm_constraint(x, 3.0, 0)
-    total = normball.total_norm_constraint([x], 3.0)[0]
-    gradients = [pt.grad(None, x, known_grads={out: g}) for out in (y, total)]
-    found = pytensor.function([x, g], gradients, mode=mode)(np.full((4, 1), 1e200), np.full((4, 1), 1e150))
-    for gradient in found:
-        assert np.isfinite(gradient).all()
-        assert (np.abs(gradient) < 1e-40).all()
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_gradient_is_the_identity_wherever_the_group_complies(mode, dtype):
+def test_gradient_is_the_identity_wherever_the_group_complies(mode):
     """Bit for bit, the tie n == c and zero vectors included: the cotangent comes back."""
-    x, g = pt.matrix(dtype=dtype), pt.matrix(dtype=dtype)
-    y = normball.norm_constraint(x, 5.0, 0)
-    (total,), norm = normball.total_norm_constraint([x], 8.0, return_norm=True)
-    gradients = [pt.grad(None, x, known_grads={out: g}) for out in (y, total)]
-    compute = pytensor.function([x, g], [*gradients, norm], mode=mode)
-    below = np.nextafter(np.array(4, dtype), np.array(0, dtype))
-    values = np.array([[3, 0, 3, 0], [4, 0, below, -0.0]], dtype)
-    cotangents = np.array([[1.7, -0.0, 1e30, -3], [-0.1, 2e-30, 1 / 3, 5]], dtype)
-    by_column, by_total, norm = compute(values, cotangents)
-    assert norm <= 8
-    for gradient in (by_column, by_total):
-        assert gradient.dtype == dtype
-        assert gradient.tobytes() == cotangents.tobytes()
-    just_over = np.array([[3], [np.nextafter(np.array(4, dtype), np.array(9, dtype))]], dtype)
-    assert compute(just_over, cotangents[:, :1])[0].tobytes() != cotangents[:, :1].tobytes()
+    inputs, outputs, dtypes = [], [], ("float64", "float32")
+    for dtype in dtypes:
+        x, g = pt.matrix(dtype=dtype), pt.matrix(dtype=dtype)
+        (total,) = total_norm_constraint([x], 8.0)
+        inputs += [x, g]
+        outputs += [pt.grad(None, x, known_grads={y: g}) for y in (norm_constraint(x, 5.0, 0), total)]
+    compute = pytensor.function(inputs, outputs, mode=mode)
+
+    def gradients(*pairs):
+        return dict(zip((f"{d} {k}" for d in dtypes for k in ("by column", "total")), compute(*pairs), strict=True))
+
+    values, cotangents, over = [], [], []
+    for dtype in dtypes:
+        below, above = (np.nextafter(np.array(4, dtype), np.array(end, dtype)) for end in (0, 9))
+        values.append(np.array([[3, 0, 3, 0], [4, 0, below, -0.0]], dtype))
+        cotangents.append(np.array([[1.7, -0.0, 1e30, -3], [-0.1, 2e-30, 1 / 3, 5]], dtype))
+        over.append(np.array([[3], [above]], dtype))
+    found = gradients(values[0], cotangents[0], values[1], cotangents[1])
+    for name, gradient in found.items():
+        assert same_bits(np.asarray(gradient), cotangents[dtypes.index(name.split()[0])]), name
+    moved = gradients(over[0], cotangents[0][:, :1], over[1], cotangents[1][:, :1])
+    for k, dtype in enumerate(dtypes):  # one ulp over, and it is no identity any more
+        assert not same_bits(np.asarray(moved[f"{dtype} by column"]), cotangents[k][:, :1])
+    extreme = gradients(np.full((4, 1), 1e200), np.full((4, 1), 1e150), over[1], cotangents[1][:, :1])
+    assert (np.abs(extreme["float64 total"]) < 1e-40).all()
 
 
 @pytest.mark.parametrize("ord", ORDERS)
@@ -158,10 +158,10 @@ def test_verify_grad(ord):
     per_unit = np.array([[2.0, 1.5, 1.0, 2.5]])
 
     def by_column(x, c, e):
-        return normball.norm_constraint(x, c, 0, e, ord=ord)
+        return norm_constraint(x, c, 0, e, ord=ord)
 
     def by_total(x, c, e):
-        (first, second), norm = normball.total_norm_constraint([x[:2], x[2:]], c, e, return_norm=True, ord=ord)
+        (first, second), norm = total_norm_constraint([x[:2], x[2:]], c, e, return_norm=True, ord=ord)
         return pt.concatenate([first.ravel(), second.ravel(), norm[None]])
 
     for function, bound in ((by_column, np.array(2.0)), (by_column, per_unit), (by_total, np.array(2.0))):
@@ -178,9 +178,9 @@ def test_forward_mode_agrees_with_reverse_mode(ord):
     x, u, g, h = pt.dmatrix(), pt.dvector(), pt.dmatrix(), pt.dvector()
     c, e = pt.dscalar(), pt.dscalar()
     tangents = [pt.dmatrix(), pt.dvector(), pt.dscalar(), pt.dscalar()]
-    y = normball.norm_constraint(x, c, 0, e, ord=ord)
-    (first, second), norm = normball.total_norm_constraint([x, u], c, e, return_norm=True, ord=ord)
-    norms = normball.compute_norms(x, 0, ord=ord)
+    y = norm_constraint(x, c, 0, e, ord=ord)
+    (first, second), norm = total_norm_constraint([x, u], c, e, return_norm=True, ord=ord)
+    norms = compute_norms(x, 0, ord=ord)
     sums = []
     for outputs, cotangents, wrt in (
         ([y], [g], [0, 2, 3]),
@@ -222,7 +222,7 @@ def test_second_derivatives(mode):
     """Also at norms whose squares leave float64: rearranged they were silently wrong by a third at 1e120."""
     x, g, v, c, e = pt.dmatrix(), pt.dmatrix(), pt.dmatrix(), pt.dscalar(), pt.dscalar()
     products = []
-    for y in (normball.norm_constraint(x, c, 0, e), normball.total_norm_constraint([x], c, e)[0]):
+    for y in (norm_constraint(x, c, 0, e), total_norm_constraint([x], c, e)[0]):
         gradient = pt.grad(None, x, known_grads={y: g})
         products += [pt.grad((gradient * v).sum(), x), forward(gradient, x, v)]
     compute = pytensor.function([x, g, v, c, e], products, mode=mode)
@@ -251,10 +251,10 @@ def test_second_derivatives(mode):
 def test_gradient_of_the_returned_norm(mode):
     """x / n over all arrays; zero at zero; each in its own array's dtype."""
     x, u = pt.dmatrix(), pt.fvector()
-    norm = normball.total_norm_constraint([x, u], 1.0, return_norm=True)[1]
+    norm = total_norm_constraint([x, u], 1.0, return_norm=True)[1]
     gradients = pt.grad(norm, [x, u])
     assert [g.type.dtype for g in gradients] == ["float64", "float32"]
-    by_column = pt.grad(normball.compute_norms(x, 0).sum(), x)
+    by_column = pt.grad(compute_norms(x, 0).sum(), x)
     compute = pytensor.function([x, u], [*gradients, by_column], mode=mode)
     for found in compute(np.zeros((2, 2)), np.zeros(3, "float32")):
         assert (found == 0).all()
@@ -272,8 +272,8 @@ def test_jax_differentiates_a_converted_graph():
     from pytensor.link.jax.dispatch import jax_funcify
 
     x = pt.dmatrix()
-    (total,), norm = normball.total_norm_constraint([x], 7.0, return_norm=True)
-    loss = (normball.norm_constraint(x, 5.0, 0) * np.arange(6.0).reshape(2, 3)).sum() + total.sum() + norm
+    (total,), norm = total_norm_constraint([x], 7.0, return_norm=True)
+    loss = (norm_constraint(x, 5.0, 0) * np.arange(6.0).reshape(2, 3)).sum() + total.sum() + norm
     converted = jax_funcify(FunctionGraph([x], [loss], clone=True))
 
     import jax

@@ -144,7 +144,7 @@ def test_wrong_shapes_are_refused_as_early_as_they_are_known():
         compute = pytensor.function([x, bound], norm_constraint(x, bound), mode=mode)
         assert compute(X, np.ones(5)).shape == X.shape
         for length in (4, 0):
-            with pytest.raises(ValueError, match="max_norm of shape"):
+            with pytest.raises(ValueError, match=r"max_norm.* must broadcast against the norms"):
                 compute(X, np.ones(length))
 
 
@@ -155,7 +155,7 @@ def test_concrete_bounds_that_are_no_bounds_are_refused():
         for call in (lambda c: norm_constraint(x, c), lambda c: norm_constraint(x, 1.0, epsilon=c)):
             with pytest.raises(ValueError, match="must be >= 0 and not NaN"):
                 call(bad)
-    for bad in (None, "3", True, 1j, pt.zscalar(), pt.scalar(dtype="bool"), np.array(["a"])):
+    for bad in (None, "3", True, 1j, pt.zscalar(), pt.scalar(dtype="bool")):
         with pytest.raises(TypeError, match=r"max_norm.* must"):
             norm_constraint(x, bad)
 
@@ -212,13 +212,12 @@ def test_an_update_in_place_allocates_nothing():
     """The peak of a 64 MB parameter's update is that of `w + step` alone; keeping the sum costs another 64 MB."""
     measured = """
         import numpy as np, pytensor, pytensor.tensor as pt
-        from pytensor.compile.mode import Mode
         from normball import norm_constraint, total_norm_constraint
 
         def peak(update, **outputs):
             w, s = pytensor.shared(np.ones((4096, 2048))), pt.scalar(dtype="float64")
             f = pytensor.function([s], outputs.get("of", lambda v: [])(w + s), updates=[(w, update(w + s))],
-                                  mode=Mode("py", "fast_run"))
+                                  mode="NUMBA")
             f(1.0)
             open("/proc/self/clear_refs", "w").write("5")
             status = lambda key: next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key))
@@ -253,10 +252,11 @@ def test_what_is_still_needed_is_never_overwritten():
     assert same_bits(run(norm_constraint(bound, bound, ()), [x], [X]), np.abs(X) + 1)
     row = (x + 1) ** 2
     assert same_bits(run(norm_constraint(row, row[:1]), [x], [X]), norm_constraint((X + 1) ** 2, (X[:1] + 1) ** 2))
-    w, v = pytensor.shared(X, borrow=True), pytensor.shared(X * 2)
+    w, v = pytensor.shared(X.copy(), borrow=True), pytensor.shared(X * 2)
     for y in (norm_constraint(x, 1.0), *total_norm_constraint([x, w], 1.0), norm_constraint(w, 1.0)):
         run(y, [x], [X], on_unused_input="ignore")
         assert same_bits(X, before)
+        assert same_bits(w.get_value(), before)
     constant = pytensor.function([], norm_constraint(pt.constant(X) * pt.ones_like(x), 1.0), givens={x: X}, mode=PYTHON)
     assert same_bits(constant(), constant())
     pytensor.function([], [], updates=[(w, norm_constraint(v, 2.0)), (v, norm_constraint(w, 1.0))], mode=PYTHON)()
@@ -282,9 +282,10 @@ def test_debug_mode_finds_nothing():
     y = norm_constraint(x * 2, c)
     (one, other), norm = total_norm_constraint([x * 2, x + 1], c, return_norm=True)
     outputs = [y, one, other, norm, *pt.grad((y**2).sum(), [x, c])]
-    with warnings.catch_warnings(), pytensor.config.change_flags(cxx=""):
+    mode = type(pytensor.compile.mode.get_mode("DEBUG_MODE"))(check_c_code=False)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its own
-        found, *_ = run(outputs, [x, c], [X, 2.0], "DEBUG_MODE")
+        found, *_ = run(outputs, [x, c], [X, 2.0], mode)
     assert same_bits(found, TWICE)
 
 
@@ -336,8 +337,7 @@ def test_vectorize_by_signature_and_of_the_total():
             np.testing.assert_array_equal(result[k], right)
 
 
-@pytest.mark.parametrize("mode", [PYTHON, "NUMBA"], ids=["Python", "NUMBA"])
-def test_scan_and_the_gradient_through_it(mode):
+def test_scan_and_the_gradient_through_it():
     x, c = pt.dmatrix(), pt.dscalar()
     states = pytensor.scan(
         lambda w, c: norm_constraint(w * 1.1 + 0.1, c),
@@ -349,10 +349,11 @@ def test_scan_and_the_gradient_through_it(mode):
     unrolled = x
     for _ in range(3):
         unrolled = norm_constraint(unrolled * 1.1 + 0.1, c)
-    graphs = [out for y in (states[-1], unrolled) for out in (y, *pt.grad((y**2).sum(), [x, c]))]
-    found = run(graphs, [x, c], [X, 2.0], mode)
+    graphs = [out for y in (states[-1], unrolled) for out in (y, *pt.grad((y**3).sum(), [x, c]))]
+    found = run(graphs, [x, c], [X, 2.0])
     for looped, straight in zip(found[:3], found[3:], strict=True):
-        np.testing.assert_allclose(looped, straight, rtol=1e-12)
+        np.testing.assert_allclose(looped, straight, rtol=1e-9)
+    assert same_bits(run(states[-1], [x, c], [X, 2.0], "NUMBA"), found[0])
 
 
 def test_inside_other_ops_and_graphs():
@@ -367,11 +368,11 @@ def test_inside_other_ops_and_graphs():
     for inline in (False, True):
         wrapped = OpFromGraph([x, c], [y], inline=inline)(x * 2, c)
         plain = norm_constraint(x * 2, c)
-        graphs = [out for z in (wrapped, plain) for out in (z, *pt.grad((z**2).sum(), [x, c]))]
+        graphs = [out for z in (wrapped, plain) for out in (z, *pt.grad((z**3).sum(), [x, c]))]
         found = run(graphs, [x, c], [X, 2.0])
         assert same_bits(found[0], TWICE)
         for inside, outside in zip(found[:3], found[3:], strict=True):
-            np.testing.assert_allclose(inside, outside, rtol=1e-12)
+            np.testing.assert_allclose(inside, outside, rtol=1e-9)
     chosen = pytensor.function([x, flag], ifelse(flag, norm_constraint(x * 2, 2.0), x * 3), mode=PYTHON)
     assert same_bits(chosen(X, 1), TWICE)
     assert same_bits(chosen(X, 0), X * 3)
@@ -441,10 +442,11 @@ def test_empty_arrays_and_single_numbers(ord):
     entries = norm_constraint(v, 1.0, (), 0, ord=ord)
     compute = pytensor.function([x, s, v], [*graphs, entries, pt.grad(entries.sum(), v)], mode=PYTHON)
     for shape in ((0, 3), (3, 0), (0, 0)):
-        *arrays, number, slope, entries, slopes = compute(np.zeros(shape), -3.0, np.array([0.5, -2.0, 0]))
+        *arrays, number, slope, entries, slopes = compute(np.zeros(shape), -3.0, np.array([0.5, -2, 0]))
         assert [a.shape for a in arrays] == [shape] * 4
-        assert (float(number), float(slope)) == (-1, 0)
-        assert (entries.tolist(), slopes.tolist()) == ([0.5, -1, 0], [1, 0, 1])
+        assert same_bits(number, norm_constraint(np.array(-3.0), 1.0, (), 0))
+        assert same_bits(entries, norm_constraint(np.array([0.5, -2, 0]), 1.0, (), 0))
+        assert (float(slope), slopes.tolist()) == (0, [1, 0, 1])
 
 
 def test_axes_of_length_one():

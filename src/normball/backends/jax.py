@@ -15,6 +15,7 @@ flushed.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -26,9 +27,12 @@ from jax import lax
 
 from normball import arguments
 
-SUPPORTS = frozenset(
-    {"bound", "tight", "float16", "bfloat16", "float32", "float64", "per-group bounds", "traced bounds", "subnormals", "jvp", "vjp"}
-)
+SUPPORTS = {
+    "JAX": frozenset(
+        "float64, float32, float16, bfloat16, bounded, tight, subnormals, per-group bounds, symbolic bounds, "
+        "gradient".split(", ")
+    )
+}
 
 # Up to this many entries a group is summed in one go; longer ones in blocks, whose sums are whole numbers and carry.
 LONGEST = 4096
@@ -79,7 +83,8 @@ def norm(summary: Wide, ord: float) -> jax.Array:
 def constrain(x: Any, max_norm: Any, axes: tuple[int, ...], epsilon: Any, ord: float, out: Any) -> jax.Array:
     """Every group inside its ball, as a new array."""
     if out is not None:
-        raise TypeError(f"out of type {type(out).__name__}: JAX arrays cannot be written into; leave it out and use the result")
+        message = f"out of type {type(out).__name__}: JAX arrays cannot be written into; leave it out, use the result"
+        raise TypeError(message)
     array = _array(x)
     groups = _kept_shape(array.shape, axes)
     bound, small = _bound("max_norm", max_norm, groups), _bound("epsilon", epsilon, groups)
@@ -197,7 +202,8 @@ def _constrained_jvp(axes: tuple[int, ...] | None, ord: float, primals: tuple, t
         direction = [jnp.sign(lax.stop_gradient(w)) for w in scaled]
         if ord == math.inf:
             top = [lax.stop_gradient(abs(w)) for w in scaled]
-            peak = functools.reduce(jnp.maximum, [jnp.max(t, axis=axes, keepdims=axes is not None, initial=0) for t in top])
+            peaks = [jnp.max(t, axis=axes, keepdims=axes is not None, initial=0) for t in top]
+            peak = functools.reduce(jnp.maximum, peaks)
             ties = total([jnp.where(t == peak, 1, 0).astype(work) for t in top])
             share = 1 / jnp.maximum(ties, 1)
             direction = [jnp.where(t == peak, d * share, 0) for t, d in zip(top, direction, strict=True)]
@@ -231,7 +237,9 @@ def _with_derivative_of_jvp(primals: tuple, tangents: tuple) -> tuple:
     return _with_derivative_of(*primals), tangents[1]
 
 
-def _plan(xs: tuple, bound: jax.Array, epsilon: jax.Array, axes: tuple[int, ...] | None, ord: float) -> tuple[Wide, _Plan]:
+def _plan(
+    xs: tuple, bound: jax.Array, epsilon: jax.Array, axes: tuple[int, ...] | None, ord: float
+) -> tuple[Wide, _Plan]:
     """The decision about every group, and the factor of those that violate."""
     if axes is None:
         parts = [_summarise(x, tuple(range(x.ndim)), ord) for x in xs]
@@ -279,7 +287,7 @@ def _plan(xs: tuple, bound: jax.Array, epsilon: jax.Array, axes: tuple[int, ...]
 
 
 def _excess(summary: Wide, bound: jax.Array, exponent: jax.Array, ord: float) -> tuple[jax.Array, jax.Array]:
-    """How far the norms, squared for ord 2, lie above the bounds, and how wrong that may be: exact where it is close."""
+    """How far the norms, squared for ord 2, lie above the bounds, and how wrong that may be; exact where close."""
     work = summary.high.dtype
     power = 2 if ord == 2 else 1
     unit = _power_of_two(power * jnp.clip(summary.exponent - exponent, -40, 2), work)
@@ -413,7 +421,7 @@ def _powers(scaled: jax.Array, ord: float, narrow: bool) -> list[jax.Array]:
 def _fixed_point(
     terms: list[jax.Array], present: jax.Array, inner: tuple[int, ...], outer: int | None, length: int, narrow: bool
 ) -> tuple[list[jax.Array], jax.Array, jax.Array]:
-    """The sum of terms in [0, 1] as exact parts, largest first; how far the true sum may lie above; how many are present.
+    """The sum of terms in [0, 1] as exact parts, largest first; how far off it may be; how many are present.
 
     Whole multiples of 2**-first and of 2**-second add exactly; what is smaller adds in floating point.
     """
@@ -477,7 +485,7 @@ def _add_limbs(limbs: list[jax.Array], units: list[int], axis: int, wide: bool) 
             limbs[index] = limbs[index] & ((1 << digits) - 1)
         return limbs
 
-    chunk = 1 << ((62 if wide else 30) - max(b - a for a, b in zip(units, units[1:], strict=False)))
+    chunk = 1 << ((62 if wide else 30) - max(b - a for a, b in itertools.pairwise(units)))
     limbs = carry(limbs)
     while limbs[0].shape[axis] > 1:
         size = min(chunk, limbs[0].shape[axis])
@@ -658,11 +666,12 @@ def _bound(name: str, value: Any, groups: tuple[int, ...]) -> jax.Array:
         array = np.asarray(value)
         if not (array >= 0).all():
             raise arguments.negative_bound(name, array[~(array >= 0)].flat[0])
-        return array if array.dtype.name in _FORMATS and array.dtype.itemsize <= _work().itemsize else _round_down(array)
+        fits = array.dtype.name in _FORMATS and array.dtype.itemsize <= _work().itemsize
+        return array if fits else _round_down(array)
     if jnp.issubdtype(dtype, jnp.integer):
         # Cut the lowest bits of what is too long, so that the conversion is exact.
-        excess = jnp.maximum(np.iinfo(dtype).bits - lax.clz(value).astype(np.int32) - (_FORMATS[_work().name].fraction + 1), 0)
-        excess = excess.astype(dtype)
+        used = np.iinfo(dtype).bits - lax.clz(value).astype(np.int32)
+        excess = jnp.maximum(used - (_FORMATS[_work().name].fraction + 1), 0).astype(dtype)
         return jnp.where(value < 0, -1, lax.shift_left(lax.shift_right_logical(value, excess), excess)).astype(_work())
     return value if np.dtype(dtype).name in _FORMATS else value.astype(_work())
 

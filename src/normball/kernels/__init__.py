@@ -1,5 +1,6 @@
 """Loops over memory: C where it is built, else NumPy. See README.md in this folder."""
 
+import contextlib
 import os
 from types import ModuleType
 
@@ -7,9 +8,7 @@ from normball.kernels import fallback
 
 best: ModuleType = fallback
 if os.environ.get("NORMBALL_KERNEL") != "numpy":
-    try:
+    with contextlib.suppress(ImportError):  # installed without a compiler: the same promises, slower
         from normball.kernels import native as best
-    except ImportError:  # installed without a compiler: the same promises, slower
-        pass
 
 constrain, constrain_total, norms = best.constrain, best.constrain_total, best.norms

@@ -6,6 +6,7 @@
 #include <float.h>
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #if defined(__F16C__)
@@ -30,7 +31,8 @@ enum {
     LANES = 16,          /* independent accumulators of a row: fixed, so that every instruction set adds alike */
     ROW_BLOCK = 1024,    /* entries of a row summed before the lanes are folded */
     COLUMN_BLOCK = 128,  /* rows of a column summed before they are folded */
-    CHUNK = 1024,        /* columns at a time: their sums stay in cache */
+    CHUNK = 1024,        /* columns at a time: their sums stay in cache, and a block has room for them */
+    WIDE_CHUNK = 4096,   /* the same where x and y need no block: longer stretches of memory are 1.4 times faster */
     STEP_ROWS = 4,       /* rows at a time: their sums stay in registers */
     SHORT = 32,          /* groups of fewer entries are handled many at a time, as columns */
     NEARBY = 16,         /* columns in place: gaps up to this long are rewritten with the bits they have */
@@ -73,13 +75,15 @@ static inline Wide two_sum(double a, double b) {
     return (Wide){sum, (a - (sum - part)) + (b - part)};
 }
 
-/* The rounding error of square = v * v: the same bits with and without a fused multiply-add. */
-static inline double square_error(double v, double square) {
+/* v * v - near, rounded once, where square is v * v rounded and square - near is exact: the same bits with a fused
+ * multiply-add and without. */
+static inline double square_minus(double v, double square, double near) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(FP_FAST_FMA)
-    return fma(v, v, -square);
-#else
+    (void)square;
+    return fma(v, v, -near);
+#else /* Dekker: the error of the square, exactly */
     double scaled = 134217729.0 * v, high = scaled - (scaled - v), low = v - high;
-    return ((high * high - square) + 2 * high * low) + low * low;
+    return (square - near) + (((high * high - square) + 2 * high * low) + low * low);
 #endif
 }
 
@@ -133,10 +137,13 @@ static inline double plain_power(float v, int ord) { /* exact */
     return ord == 2 ? wide * wide : fabs(wide);
 }
 
-static inline Wide wide_power(double v, int ord) { /* exact */
-    if (ord == 1) return (Wide){fabs(v), 0};
-    double square = v * v;
-    return (Wide){square, square_error(v, square)};
+/* Add |v| or v * v to a sum in two words; `low` takes the error of the addition (and that of the square), rounded.
+ * In Knuth's two_sum, term - part is exact, as square_minus wants it. */
+static inline void wide_accumulate(double *high, double *low, double v, int ord) {
+    double term = ord == 2 ? v * v : fabs(v), sum = *high + term, part = sum - *high;
+    double rest = ord == 2 ? square_minus(v, term, part) : term - part;
+    *low += (*high - (sum - part)) + rest;
+    *high = sum;
 }
 
 static inline Wide plain_row(const float *x, int64_t n, int ord) {
@@ -153,22 +160,9 @@ static inline Wide plain_row(const float *x, int64_t n, int ord) {
 static inline Wide wide_row(const double *x, int64_t n, int ord) {
     double high[LANES] = {0}, low[LANES] = {0};
     int64_t i = 0;
-    for (; i < n; i += LANES) {
-        int width = n - i < LANES ? (int)(n - i) : LANES;
-        if (width == LANES) {
-            for (int l = 0; l < LANES; l++) {
-                Wide term = wide_power(x[i + l], ord), sum = two_sum(high[l], term.high);
-                high[l] = sum.high;
-                low[l] += sum.low + term.low;
-            }
-        } else {
-            for (int l = 0; l < width; l++) {
-                Wide term = wide_power(x[i + l], ord), sum = two_sum(high[l], term.high);
-                high[l] = sum.high;
-                low[l] += sum.low + term.low;
-            }
-        }
-    }
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) wide_accumulate(&high[l], &low[l], x[i + l], ord);
+    for (int l = 0; i + l < n; l++) wide_accumulate(&high[l], &low[l], x[i + l], ord);
     for (int half = LANES / 2; half; half /= 2)
         for (int l = 0; l < half; l++) {
             Wide sum = two_sum(high[l], high[l + half]);
@@ -194,11 +188,7 @@ static inline void wide_columns(
     const char *x, int64_t row_step, int64_t rows, int64_t n, double *restrict high, double *restrict low, int ord) {
     for (int64_t r = 0; r < rows; r++, x += row_step) {
         const double *row = (const double *)x;
-        for (int64_t i = 0; i < n; i++) {
-            Wide term = wide_power(row[i], ord), sum = two_sum(high[i], term.high);
-            high[i] = sum.high;
-            low[i] += sum.low + term.low;
-        }
+        for (int64_t i = 0; i < n; i++) wide_accumulate(&high[i], &low[i], row[i], ord);
     }
 }
 
@@ -629,18 +619,23 @@ static inline double quotient(double bound, Wide norm, double epsilon, double ma
     return first + (rest - margin * first);
 }
 
-/* Whether the norm is above the bound. The sum may be scaled; `scaled` is the bound at the same scale. */
-static int exceeds(const Group *group, Wide sum, double scaled, double bound, double doubt) {
+/* 1 where the norm is above the bound, -1 where it is not, 0 where the sum is not good enough to tell. */
+static inline int compare(Wide sum, int64_t ord, double bound, double doubt) {
     double excess;
-    int64_t ord = group->ord;
     if (ord == 2) { /* outside this range the answer is clear, and so it is at the end of the range */
-        double b = scaled < 0x1p-360 ? 0x1p-360 : scaled > 0x1p460 ? 0x1p460 : scaled, square = b * b;
+        double b = bound < 0x1p-360 ? 0x1p-360 : bound > 0x1p460 ? 0x1p460 : bound, square = b * b;
         excess = (sum.high - square) + (sum.low - fma(b, b, -square));
     } else {
-        excess = (sum.high - scaled) + sum.low;
+        excess = (sum.high - bound) + sum.low;
     }
-    if (ord == NORMBALL_ORD_INF || fabs(excess) > doubt * sum.high) return excess > 0;
-    return exceeds_exactly(group, bound);
+    if (ord == NORMBALL_ORD_INF || fabs(excess) > doubt * sum.high) return excess > 0 ? 1 : -1;
+    return 0;
+}
+
+/* Whether the norm is above the bound. The sum may be scaled; `scaled_bound` is the bound at the same scale. */
+static int exceeds(const Group *group, Wide sum, double scaled_bound, double bound, double doubt) {
+    int answer = compare(sum, group->ord, scaled_bound, doubt);
+    return answer ? answer > 0 : exceeds_exactly(group, bound);
 }
 
 /* The answer for any group and any bound, from entries scaled by a power of two to at most 1. */
@@ -669,19 +664,33 @@ static Answer judge_carefully(const Group *group, double bound, double epsilon) 
     return (Answer){factor, 1, lift, shift - lift};
 }
 
+/* The factor of a violator with ordinary numbers; 0 where they are not ordinary. */
+static inline double plain_factor(Wide sum, int64_t ord, int wide, int narrow, double bound, double epsilon) {
+    if (!(bound >= LEAST_BOUND)) return 0;
+    double factor = quotient(bound, norm_of(sum, ord), epsilon, wide ? WIDE_MARGIN : PLAIN_MARGIN);
+    return factor >= (narrow ? LEAST_NARROW_FACTOR : LEAST_FACTOR) ? factor : 0;
+}
+
 static Answer judge(const Group *group, Wide sum, int wide, double bound, double epsilon) {
     if (!(bound >= 0) || !(epsilon >= 0)) return plainly(NAN);
     if (sum.high >= LEAST_SUM && sum.high <= MOST_SUM) {
         if (!exceeds(group, sum, bound, bound, wide ? WIDE_DOUBT : PLAIN_DOUBT)) return plainly(1);
         if (bound == 0 || epsilon == INFINITY) return plainly(0);
-        if (bound >= LEAST_BOUND) {
-            double factor = quotient(bound, norm_of(sum, group->ord), epsilon, wide ? WIDE_MARGIN : PLAIN_MARGIN);
-            if (factor >= (group->narrow ? LEAST_NARROW_FACTOR : LEAST_FACTOR)) return scaled(group, factor, bound);
-        }
+        double factor = plain_factor(sum, group->ord, wide, group->narrow, bound, epsilon);
+        if (factor > 0) return scaled(group, factor, bound);
     } else if (sum.high < LEAST_SUM && bound >= SURELY_ABOVE) {
         return plainly(1);
     }
     return judge_carefully(group, bound, epsilon);
+}
+
+/* What `judge` says, where it is clear at a glance and no entry needs care; else 0, which it never says then. */
+static inline double glance(const Plan *plan, Wide sum, double bound, double epsilon) {
+    int narrow = plan->dtype != NORMBALL_F64;
+    if (!(sum.high >= LEAST_SUM && sum.high <= MOST_SUM && bound >= LEAST_NARROW_BOUND && epsilon >= 0)) return 0;
+    int above = compare(sum, plan->ord, bound, plan->wide ? WIDE_DOUBT : PLAIN_DOUBT);
+    if (above < 0) return 1;
+    return above && epsilon < INFINITY ? plain_factor(sum, plan->ord, plan->wide, narrow, bound, epsilon) : 0;
 }
 
 /* The norm as float64. */
@@ -787,12 +796,23 @@ static void write_group(const Part *part, Answer answer) {
 /* ---- groups, many side by side ------------------------------------------------------------------------------------------------- */
 
 typedef struct {
-    double high[CHUNK], low[CHUNK];             /* the sums so far */
-    double block_high[CHUNK], block_low[CHUNK]; /* of the current block of rows */
-    double factor[CHUNK];
-    float narrow[CHUNK]; /* the factors, for floats */
+    double *high, *low;             /* the sums so far */
+    double *block_high, *block_low; /* of the current block of rows */
+    double *factor;
+    float *narrow; /* the factors, for floats */
     Buffer rows[STEP_ROWS];
 } Chunk;
+
+enum { CHUNK_ARRAYS = 6 };
+
+static void chunk_place(Chunk *chunk, double *memory, int64_t capacity) {
+    chunk->high = memory;
+    chunk->low = memory + capacity;
+    chunk->block_high = memory + 2 * capacity;
+    chunk->block_low = memory + 3 * capacity;
+    chunk->factor = memory + 4 * capacity;
+    chunk->narrow = (float *)(memory + 5 * capacity);
+}
 
 /* Add a few rows, at x and every `row_step` on, of n columns each to the block's sums. */
 static void add_rows(const Plan *plan, Chunk *chunk, const char *x, int64_t row_step, int64_t rows, int64_t step, int64_t n) {
@@ -889,7 +909,7 @@ static int stretches(const double *factor, int64_t n, int in_place, int64_t *edg
 }
 
 static void write_columns(const Plan *plan, const Chunk *chunk, Place place, const int64_t *step, int64_t n) {
-    int64_t edge[2 * (CHUNK / NEARBY + 1)];
+    int64_t edge[2 * (WIDE_CHUNK / NEARBY + 1)];
     int count = stretches(chunk->factor, n, place.at[X] == place.at[Y], edge);
     if (!count) return;
     Walk walk;
@@ -916,11 +936,18 @@ static Answer judge_own(const Group *group, Wide sum) {
 static void constrain_columns(const Plan *plan, Chunk *chunk, Place place, const int64_t *step, int64_t n) {
     int careful = 0;
     for (int64_t j = 0; j < n; j++) {
-        Group group = group_at(plan, moved(place, step, j));
-        Answer answer = judge_own(&group, (Wide){chunk->high[j], chunk->low[j]});
-        careful |= answer.careful;
-        chunk->factor[j] = answer.careful ? 1 : answer.factor;
-        chunk->narrow[j] = float_factor(chunk->factor[j]);
+        Wide sum = {chunk->high[j], chunk->low[j]};
+        double bound = *(double *)(place.at[BOUND] + j * step[BOUND]);
+        double epsilon = *(double *)(place.at[EPSILON] + j * step[EPSILON]);
+        double factor = glance(plan, sum, bound, epsilon);
+        if (factor == 0) {
+            Group group = group_at(plan, moved(place, step, j));
+            Answer answer = judge_own(&group, sum);
+            careful |= answer.careful;
+            factor = answer.careful ? 1 : answer.factor;
+        }
+        chunk->factor[j] = factor;
+        chunk->narrow[j] = float_factor(factor);
     }
     write_columns(plan, chunk, place, step, n);
     for (int64_t j = 0; careful && j < n; j++) { /* x has its bits still where the factor was 1 */
@@ -939,15 +966,27 @@ static void norms_of_columns(const Plan *plan, Chunk *chunk, Place place, const 
     }
 }
 
+/* Whether the loops work on x and y where they are. */
+static int needs_no_block(const Plan *plan, const int64_t *step) {
+    if (!works_in_place(plan->dtype, step[X])) return 0;
+    return plan->only_norms ? plan->dtype == NORMBALL_F64 : works_in_place(plan->dtype, step[Y]);
+}
+
 static void each_chunk(const Plan *plan, const Walk *walk) {
     Chunk chunk;
-    for (int64_t j = 0; j < walk->length; j += CHUNK) {
-        int64_t n = walk->length - j < CHUNK ? walk->length - j : CHUNK;
+    double few[CHUNK_ARRAYS * CHUNK], *many = NULL;
+    int64_t capacity = CHUNK;
+    if (walk->length > CHUNK && needs_no_block(plan, walk->step)) many = malloc(sizeof(double) * CHUNK_ARRAYS * WIDE_CHUNK);
+    if (many) capacity = WIDE_CHUNK;
+    chunk_place(&chunk, many ? many : few, capacity);
+    for (int64_t j = 0; j < walk->length; j += capacity) {
+        int64_t n = walk->length - j < capacity ? walk->length - j : capacity;
         Place place = moved(walk->place, walk->step, j);
         sum_columns(plan, &chunk, place, walk->step[X], n);
         if (plan->only_norms) norms_of_columns(plan, &chunk, place, walk->step, n);
         else constrain_columns(plan, &chunk, place, walk->step, n);
     }
+    free(many);
 }
 
 static void each_row(const Plan *plan, const Walk *walk) {

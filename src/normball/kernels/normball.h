@@ -2,7 +2,7 @@
  *
  * Strides are in bytes, of any sign, and may be 0 on inputs. x and y are aligned, in this machine's byte order, and
  * either the same memory with the same strides (in place: only violating groups are written) or disjoint.
- * The functions are thread-safe, allocate nothing, cannot fail and know no framework.
+ * The functions are thread-safe, cannot fail and know no framework.
  */
 #ifndef NORMBALL_H
 #define NORMBALL_H
