@@ -55,10 +55,10 @@ def broken_total_laws(xs, ys, max_norm, epsilon=1e-7, ord=2, band=0):
     """The same for total_norm_constraint: all arrays are one group, each tight in its own dtype."""
     if [(y.dtype, y.shape) for y in ys] != [(x.dtype, x.shape) for x in xs]:
         return {"same kind"}
-    flat = [[float(v) for v in x.reshape(-1)] for x in xs]
-    results = [[float(v) for v in y.reshape(-1)] for y in ys]
+    values = [float(v) for x in xs for v in x.reshape(-1)]
+    results = [float(v) for y in ys for v in y.reshape(-1)]
     dtypes = [x.dtype for x in xs for _ in range(x.size)]
-    return _broken_by_group(sum(flat, []), sum(results, []), max_norm, epsilon, ord, dtypes, band)
+    return _broken_by_group(values, results, max_norm, epsilon, ord, dtypes, band)
 
 
 def _broken_by_group(values, results, c, e, ord, dtype, band):

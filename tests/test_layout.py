@@ -17,13 +17,13 @@ CONTRACT = {
     "constrain": ["x", "max_norm", "axes", "epsilon", "ord", "out"],
     "constrain_total": ["xs", "max_norm", "epsilon", "ord"],
 }
-BACKENDS = sorted(p for p in (PACKAGE / "backends").glob("*.py") if p.stem not in ("__init__", "pytensor_links"))
+BACKENDS = sorted(p for p in (PACKAGE / "backends").glob("*.py") if p.stem != "__init__" and "_" not in p.stem)
 # Every file that may name a library, besides NumPy, the one dependency.
 KNOWS = {
-    "pytensor": {"backends/pytensor.py", "backends/pytensor_links.py"},
+    "pytensor": {"backends/pytensor.py", "backends/pytensor_links.py", "backends/pytensor_numba.py"},
     "jax": {"backends/jax.py", "backends/pytensor_links.py"},
     "torch": {"backends/pytensor_links.py"},
-    "numba": {"backends/pytensor_links.py"},
+    "numba": {"backends/pytensor_links.py", "backends/pytensor_numba.py"},
 }
 # What a file may import of ours: a level may reach down, never up, and these two stand alone.
 LEVELS = ["api", "dispatch", "backends", "kernels", "arguments", "definition"]

@@ -18,7 +18,7 @@ from oracle import broken_laws, same_bits  # noqa: E402
 from pytensor.compile.mode import Mode  # noqa: E402
 from pytensor.graph.replace import clone_replace, vectorize_graph  # noqa: E402
 
-from normball import compute_norms, norm_constraint, total_norm_constraint  # noqa: E402
+from normball import compute_norms, kernels, norm_constraint, total_norm_constraint  # noqa: E402
 from normball.backends.pytensor import NormConstraint, Norms, TotalNormConstraint  # noqa: E402
 
 PYTHON = Mode("py", "fast_run")  # every rewrite, in-place ones too, and no compiler
@@ -208,16 +208,17 @@ def test_updates_work_in_place():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+@pytest.mark.skipif(kernels.best is kernels.fallback, reason="NumPy's loops have temporaries of their own")
 def test_an_update_in_place_allocates_nothing():
     """The peak of a 64 MB parameter's update is that of `w + step` alone; keeping the sum costs another 64 MB."""
     measured = """
         import numpy as np, pytensor, pytensor.tensor as pt
+        from pytensor.compile.mode import Mode
         from normball import norm_constraint, total_norm_constraint
 
-        def peak(update, **outputs):
+        def peak(update, mode, outputs=lambda v: []):
             w, s = pytensor.shared(np.ones((4096, 2048))), pt.scalar(dtype="float64")
-            f = pytensor.function([s], outputs.get("of", lambda v: [])(w + s), updates=[(w, update(w + s))],
-                                  mode="NUMBA")
+            f = pytensor.function([s], outputs(w + s), updates=[(w, update(w + s))], mode=mode)
             f(1.0)
             open("/proc/self/clear_refs", "w").write("5")
             status = lambda key: next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key))
@@ -225,14 +226,15 @@ def test_an_update_in_place_allocates_nothing():
             f(0.0)
             return (status("VmHWM") - before) // 1024
 
-        print(peak(lambda v: v), peak(lambda v: norm_constraint(v, 3.0)),
-              peak(lambda v: total_norm_constraint([v], 3.0)[0]),
-              peak(lambda v: norm_constraint(v, 3.0), of=lambda v: [v]))
+        python = Mode("py", "fast_run")
+        print(peak(lambda v: norm_constraint(v, 3.0), "NUMBA") - peak(lambda v: v, "NUMBA"),
+              peak(lambda v: total_norm_constraint([v], 3.0)[0], python) - peak(lambda v: v, python),
+              peak(lambda v: norm_constraint(v, 3.0), "NUMBA", lambda v: [v]) - peak(lambda v: v, "NUMBA"))
     """
-    plain, one, total, kept = map(int, in_a_new_process(measured).split())
-    assert one < plain + 32
-    assert total < plain + 32
-    assert kept > plain + 32  # the measurement can tell
+    one, total, kept = map(int, in_a_new_process(measured).split())
+    assert one < 32
+    assert total < 32
+    assert kept > 32  # the measurement can tell
 
 
 def test_what_is_still_needed_is_never_overwritten():
@@ -282,7 +284,7 @@ def test_debug_mode_finds_nothing():
     y = norm_constraint(x * 2, c)
     (one, other), norm = total_norm_constraint([x * 2, x + 1], c, return_norm=True)
     outputs = [y, one, other, norm, *pt.grad((y**2).sum(), [x, c])]
-    mode = type(pytensor.compile.mode.get_mode("DEBUG_MODE"))(check_c_code=False)
+    mode = type(pytensor.compile.mode.get_mode("DEBUG_MODE"))(check_c_code=False, check_isfinite=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its own
         found, *_ = run(outputs, [x, c], [X, 2.0], mode)

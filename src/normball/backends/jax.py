@@ -27,11 +27,9 @@ from jax import lax
 
 from normball import arguments
 
+_FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 SUPPORTS = {
-    "JAX": frozenset(
-        "float64, float32, float16, bfloat16, bounded, tight, subnormals, per-group bounds, symbolic bounds, "
-        "gradient".split(", ")
-    )
+    "JAX": _FLOATS | {"bounded", "tight", "subnormals", "per-group bounds", "symbolic bounds", "gradient"},
 }
 
 # Up to this many entries a group is summed in one go; longer ones in blocks, whose sums are whole numbers and carry.
@@ -274,7 +272,8 @@ def _plan(
     remainder = ((bound_size - quotient * coarse) - quotient * fine) / denominator
     roundoff = _FORMATS[work.name].roundoff
     # The widest dtype rounds the factor and the product to nearest, the others are cut off: only the arithmetic counts.
-    margin = (2.02 if widest else 8) * roundoff + summary.error / jnp.where(summary.high > 0, summary.high, 1)
+    doubt = summary.error / jnp.where(summary.high > 0, summary.high, 1)
+    margin = (2.02 if widest else 8) * roundoff + (0.51 if ord == 2 else 1.01) * doubt
     factor = jnp.maximum(quotient + (remainder - margin * quotient), 0)
     # XLA on a CPU works out anew, for every entry, whatever of a group is cheaper than a division (measured: ten times
     # as long at 1000 x 1000). So what all entries need ends in one.
@@ -356,7 +355,7 @@ def _summarise(x: jax.Array, axes: tuple[int, ...], ord: float) -> Wide:
         high, low, rest, lost = _add_words(parts)
         error = error + lost
     wide = [jnp.where(finite, high, largest), *(jnp.where(finite, word, 0) for word in (low, rest, error))]
-    return Wide(*(word.reshape(kept) for word in wide), exponent.astype(np.int32).reshape(kept), zero.reshape(kept))
+    return Wide(*(word.reshape(kept) for word in [*wide, exponent.astype(np.int32), zero]))
 
 
 def _merge(summaries: Sequence[Wide], ord: float) -> Wide:
@@ -379,7 +378,7 @@ def _merge(summaries: Sequence[Wide], ord: float) -> Wide:
         error = error + lost
     whole = jnp.isfinite(spoilt)
     words = [jnp.where(whole, high, spoilt), *(jnp.where(whole, word, 0) for word in (low, rest, error))]
-    return Wide(*words, jnp.where(whole, exponent, 0), jnp.zeros_like(spoilt))
+    return Wide(*[*words, jnp.where(whole, exponent, 0), jnp.zeros_like(spoilt)])
 
 
 def _norm_words(summary: Wide, ord: float) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -461,8 +460,8 @@ def _fixed_point(
     uncertain = slack * number + 1.01 * (number - whole)
     units = [0, *units, units[-1] + last]
     limbs = _add_limbs([jnp.zeros_like(limbs[0]), *limbs, whole.astype(integer)], units, outer, wide)
-    # Twice, as this sum over blocks is rounded itself.
-    error = 2 * jnp.sum(uncertain, axis=outer, keepdims=True) * (2.0 ** -units[-1])
+    # A tenth more, as this sum over blocks is rounded itself.
+    error = 1.1 * jnp.sum(uncertain, axis=outer, keepdims=True) * (2.0 ** -units[-1])
     return _as_parts(limbs, units, work), error, jnp.sum(entries, axis=outer, keepdims=True, dtype=np.int32)
 
 

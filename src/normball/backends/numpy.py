@@ -9,9 +9,8 @@ from normball import arguments, kernels
 
 SUPPORTS = {
     "NumPy": frozenset(
-        "float64, float32, float16, bfloat16, exact decision, bounded, tight, subnormals, per-group bounds, in place".split(
-            ", "
-        )
+        ["float64", "float32", "float16", "bfloat16"]
+        + ["exact decision", "bounded", "tight", "subnormals", "per-group bounds", "in place"]
     )
 }
 

@@ -26,12 +26,12 @@ from pytensor.tensor.type import DenseTensorType
 from normball import arguments, kernels
 from normball.backends import pytensor_links
 
-_EVERY_MODE = frozenset("float64, float32, bounded, tight, per-group bounds, symbolic bounds, gradient".split(", "))
+_EVERY_MODE = frozenset(["float64", "float32", "bounded", "tight", "per-group bounds", "symbolic bounds", "gradient"])
 _EXACT = _EVERY_MODE | {"exact decision", "subnormals"}
 SUPPORTS = {
     "PyTensor NUMBA": _EXACT | {"in place"},  # PyTensor's numba backend has no float16
     "PyTensor C, Python": _EXACT | {"in place", "float16"},
-    "PyTensor JAX": _EVERY_MODE | {"float16"},
+    "PyTensor JAX": _EVERY_MODE | {"float16", "subnormals"},
     "PyTensor PYTORCH": _EXACT | {"float16"},
 }
 
@@ -54,7 +54,7 @@ def norm(summary: Variable, ord: float) -> Variable:
 def constrain(x: Any, max_norm: Any, axes: tuple[int, ...], epsilon: Any, ord: float, out: Any) -> Variable:
     """Every group inside its ball, as a variable of x's dtype and static shape."""
     if out is not None:
-        message = "out: a PyTensor variable is never written to; leave it out, compiled functions work in place by themselves"
+        message = "out: a PyTensor variable is never written to; leave it out, compiled functions work in place anyway"
         raise TypeError(message)
     _check_constants(max_norm, epsilon)
     return NormConstraint(axes, ord)(x, max_norm, epsilon)
@@ -182,7 +182,7 @@ class NormConstraint(_NormOp):
 
 
 class TotalNormConstraint(_NormOp):
-    """All tensors as one group inside its ball: inputs xs, max_norm, epsilon; outputs of the xs' types, and the norm."""
+    """All tensors as one group inside its ball: inputs xs, max_norm, epsilon; outputs as the xs, and the norm."""
 
     __props__ = ("ord", "inplace")
     __str__ = _NormOp.__str__
@@ -260,10 +260,11 @@ class _Ball:
     def __init__(self, inputs: Sequence[Variable], norms: Variable, axes: tuple[int, ...] | None, ord: float):
         *self.xs, self.max_norm, self.epsilon = inputs
         self.axes = axes
-        valid = pt.ge(self.max_norm, 0) & pt.ge(self.epsilon, 0)
-        self.violates = pt.invert(valid & (norms <= self.max_norm))
-        denominator = pt.switch(self.violates, pt.switch(valid, norms + _wide(self.epsilon), np.nan), 1.0)
-        self.scale = pt.switch(self.violates, _quotient(_wide(self.max_norm), denominator), 1.0)
+        spoilt = pt.switch(pt.ge(self.max_norm, 0), pt.switch(pt.ge(self.epsilon, 0), 0.0, np.nan), np.nan)
+        bound, small = _wide(self.max_norm) + spoilt, _wide(self.epsilon) + spoilt
+        self.complies = norms <= bound
+        denominator = pt.switch(self.complies, 1.0, norms + small)
+        self.scale = pt.switch(self.complies, 1.0, _quotient(bound, denominator))
         wide = [_wide(x) for x in self.xs]
         self.directions = [_quotient(x, denominator) for x in wide]
         self.slopes = _slopes(wide, norms, axes, ord)
@@ -274,12 +275,12 @@ class _Ball:
         gradients = []
         for x, g, slope in zip(self.xs, wide, self.slopes, strict=True):
             own = pt.zeros_like(slope) if g is None else g
-            gradient = pt.switch(self.violates, self.scale * (own - along * slope), own)
+            gradient = pt.switch(self.complies, own, self.scale * (own - along * slope))
             if norm_cotangent is not None:
                 gradient = gradient + norm_cotangent * slope
             gradients.append(pt.cast(gradient, x.dtype))
-        to_bound = pt.switch(self.violates, along, 0.0)
-        to_epsilon = pt.switch(self.violates, -self.scale * along, 0.0)
+        to_bound = pt.switch(self.complies, 0.0, along)
+        to_epsilon = pt.switch(self.complies, 0.0, -self.scale * along)
         return [*gradients, _summed_like(to_bound, self.max_norm), _summed_like(to_epsilon, self.epsilon)]
 
     def pushforward(self, tangents: Sequence) -> list:
@@ -290,7 +291,7 @@ class _Ball:
         moved = []
         for x, step, direction in zip(self.xs, steps, self.directions, strict=True):
             own = pt.zeros_like(direction) if step is None else step
-            moved.append(pt.cast(pt.switch(self.violates, self.scale * own + direction * radial, own), x.dtype))
+            moved.append(pt.cast(pt.switch(self.complies, own, self.scale * own + direction * radial), x.dtype))
         return [*moved, along]
 
 
@@ -415,11 +416,12 @@ def _wide(x: Variable) -> Variable:
 def _slopes(xs: Sequence[Variable], norms: Variable, axes: tuple[int, ...] | None, ord: float) -> list[Variable]:
     """The derivative of the norm in each x: v / n, signs, or the largest entries' signs; zero at zero."""
     if ord == 2:
-        denominator = pt.switch(pt.eq(norms, 0), 1.0, norms)
+        denominator = pt.switch(norms <= 0, 1.0, norms)
         return [_quotient(x, denominator) for x in xs]
     if ord == 1:
         return [pt.sign(x) for x in xs]
-    largest = [pt.sign(x) * pt.eq(pt.abs(x), norms) for x in xs]
+    # Not pt.eq: PYTORCH mode takes it for torch.equal, one answer for the whole array.
+    largest = [pt.sign(x) * (pt.abs(x) >= norms) for x in xs]
     ties = _dot(largest, largest, axes)
     return [x / pt.switch(ties > 0, ties, 1.0) for x in largest]
 

@@ -90,7 +90,7 @@ def _register_numba() -> None:
         def perform(*inputs):  # type: ignore[no-untyped-def]
             with numba.objmode(outputs=result):
                 outputs = run(inputs)
-            return outputs
+            return outputs  # noqa: RET504 - numba wants the name
 
         return perform
 
@@ -142,7 +142,9 @@ def _register_pytorch() -> None:
 
         @torch.compiler.disable
         def perform(*inputs: Any) -> Any:
-            arrays = [np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value) for value in inputs]
+            arrays = [
+                np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value) for value in inputs
+            ]
             storage: list[list] = [[None] for _ in node.outputs]
             op.perform(node, arrays, storage)
             outputs = tuple(torch.from_numpy(np.asarray(cell[0], order="C")) for cell in storage)
