@@ -7,11 +7,9 @@ import numpy as np
 
 from normball import arguments, kernels
 
+_DTYPES = frozenset(["float64", "float32", "float16", "bfloat16"])
 SUPPORTS = {
-    "NumPy": frozenset(
-        ["float64", "float32", "float16", "bfloat16"]
-        + ["exact decision", "bounded", "tight", "subnormals", "per-group bounds", "in place"]
-    )
+    "NumPy": _DTYPES | {"exact decision", "bounded", "tight", "subnormals", "per-group bounds", "in place"},
 }
 
 
