@@ -160,10 +160,10 @@ def total_norm_constraint(
     --------
     >>> import numpy as np
     >>> from normball import total_norm_constraint
-    >>> gradients = [np.array([3.0, 0.0]), np.array([[4.0]], dtype=np.float32)]
+    >>> gradients = [np.array([3.0, 0.0]), np.array([[4.0]])]
     >>> clipped, norm = total_norm_constraint(gradients, 1.0, epsilon=0, return_norm=True)
     >>> clipped
-    [array([0.6, 0. ]), array([[0.79999995]], dtype=float32)]
+    [array([0.6, 0. ]), array([[0.8]])]
     >>> float(norm)
     5.0
     """
