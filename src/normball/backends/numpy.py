@@ -1,5 +1,6 @@
 """NumPy arrays: every dtype, layout and byte order."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,18 +56,23 @@ def constrain_total(xs: Sequence[Any], max_norm: Any, epsilon: Any, ord: float) 
 
 def _array(x: Any) -> np.ndarray:
     """X as a base-class array of a dtype that has a norm ball here."""
-    if isinstance(x, np.ma.MaskedArray):
+    if type(x) is not np.ndarray and isinstance(x, np.ma.MaskedArray):
         message = "tensor_var: a masked array has no norm here; pass x.filled(0), or the entries that count"
         raise TypeError(message)
     array = np.asarray(x)
-    if array.dtype.name not in arguments.REAL_FLOATS:
+    if not _supported(array.dtype):
         raise arguments.wrong_dtype(array.dtype.name)
     return array
 
 
+@functools.cache  # NumPy spells a dtype's name anew each time, for a microsecond
+def _supported(dtype: np.dtype) -> bool:
+    return dtype.name in arguments.REAL_FLOATS
+
+
 def _native(x: np.ndarray) -> np.ndarray:
     """X in this machine's byte order, aligned; itself where it is so already."""
-    return np.require(x, x.dtype.newbyteorder("="), "A")
+    return x if x.dtype.isnative and x.flags.aligned else np.require(x, x.dtype.newbyteorder("="), "A")
 
 
 def _writable(target: np.ndarray) -> np.ndarray:
@@ -78,6 +84,8 @@ def _writable(target: np.ndarray) -> np.ndarray:
 
 def _bound(name: str, value: Any, groups: tuple[int, ...]) -> np.ndarray:
     """`max_norm` or `epsilon` as a checked float64 array that broadcasts against the groups."""
+    if type(value) is float:  # checked when it was read
+        return np.array(value)
     array = np.asarray(value)
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
         raise arguments.wrong_bound_dtype(name, array.dtype)
@@ -95,6 +103,8 @@ def _bound(name: str, value: Any, groups: tuple[int, ...]) -> np.ndarray:
 
 def _checked_out(out: Any, x: np.ndarray) -> np.ndarray:
     """`out`, where it can take the result of x without spoiling anything."""
+    if out is x and x.flags.forc and x.flags.writeable:  # dense, so no two entries share memory
+        return out
     if type(out) is not np.ndarray and not isinstance(out, np.memmap):
         raise TypeError(
             f"out of type {type(out).__name__}: must be a NumPy array like tensor_var; leave it out for a new one"
