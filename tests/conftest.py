@@ -130,6 +130,15 @@ def runner(request) -> Runner:
     return request.param
 
 
+TYPED = [(runner, dtype) for runner in RUNNERS for dtype in runner.dtypes]
+
+
+@pytest.fixture(params=TYPED, ids=lambda pair: "-".join(map(str, pair)))
+def typed(request) -> tuple[Runner, str]:
+    """Each backend with each dtype that it claims."""
+    return request.param
+
+
 def pytest_terminal_summary(terminalreporter):
     if LEFT_OUT:
         terminalreporter.write_line("left out: " + "; ".join(LEFT_OUT))

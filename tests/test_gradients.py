@@ -121,7 +121,7 @@ def test_the_judge_of_gradients_can_say_no():
     assert wrong_entries(found, wanted, np.abs(g).sum(0), "float64") > 4
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "PYTORCH"])  # a minute there
 def test_gradient_is_the_identity_wherever_the_group_complies(mode):
     """Bit for bit, the tie n == c and zero vectors included: the cotangent comes back."""
     inputs, outputs, dtypes = [], [], ("float64", "float32")

@@ -57,11 +57,9 @@ def bounds(draw, x):
     return draw(st.sampled_from([max(bound, 0.0), max(bound, 0.0), 0.1, 1.0, 3.0, 0.0, math.inf]))
 
 
-@pytest.mark.parametrize("dtype", list(FLOATS))
 @given(data=st.data())
-def test_laws_hold_for_any_finite_input(runner, dtype, data):
-    if dtype not in runner.dtypes:
-        pytest.skip(f"{runner} has no {dtype}")
+def test_laws_hold_for_any_finite_input(typed, data):
+    runner, dtype = typed
     x, max_norm = data.draw(cases(dtype, lowest_exponent(runner, dtype)))
     epsilon = data.draw(st.sampled_from([1e-7, 0.0, 1e-3]))
     before = x.copy()
@@ -90,10 +88,8 @@ def test_laws_hold_for_convolutions(runner, shape, axes):
     assert broken_laws(x, runner.constrain(x, 1.5, axes, 1e-7, 2), 1.5, axes, band=runner.band) == set()
 
 
-@pytest.mark.parametrize("dtype", list(FLOATS))
-def test_whole_exponent_range_scales_bit_for_bit(runner, dtype):
-    if dtype not in runner.dtypes:
-        pytest.skip(f"{runner} has no {dtype}")
+def test_whole_exponent_range_scales_bit_for_bit(typed):
+    runner, dtype = typed
     info = range_of(dtype)
     x = np.random.default_rng(2).uniform(0.5, 1, (9, 6)).astype(FLOATS[dtype]) * np.array(1, FLOATS[dtype])
     x[:, 5] *= np.array(0.125, x.dtype)  # compliant
@@ -106,11 +102,9 @@ def test_whole_exponent_range_scales_bit_for_bit(runner, dtype):
         assert same_bits(result, np.ldexp(reference.astype(np.float64), k).astype(x.dtype)), k
 
 
-@pytest.mark.parametrize("dtype", list(FLOATS))
-def test_comparison_with_the_bound_is_exact(runner, dtype):
+def test_comparison_with_the_bound_is_exact(typed):
     """At n = c, and with c one float64 ulp to either side of n."""
-    if dtype not in runner.dtypes:
-        pytest.skip(f"{runner} has no {dtype}")
+    runner, dtype = typed
     x = np.array([[3, 5, 8, 20, 1], [4, 12, 15, 21, 0]]).astype(FLOATS[dtype])
     for column, norm in enumerate([5.0, 13.0, 17.0, 29.0, 1.0]):
         group = x[:, column : column + 1]
