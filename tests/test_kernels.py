@@ -280,8 +280,6 @@ def test_extreme_entries_side_by_side(kernel):
     for ord in ORDERS:
         for bound in (tiny, 1e-310, 1e-200, 2.0**-900, 2.0**-11, 2.0**90, 1e200, huge):
             for epsilon in (0.0, tiny, 1.0, 2.0**574, 2.0**1015, huge):
-                if kernel is fallback and (epsilon or bound == 2.0**90):
-                    continue
                 for axes, array in (((0,), x), ((1,), x.T.copy())):
                     result = constrained(kernel, array, axes, bound, epsilon, ord)
                     assert_law(array, result, axes, bound, epsilon, ord)

@@ -22,9 +22,8 @@ UNIT_ROUNDOFF = 2.0**-53
 # product is truncated, so the margin only covers the float64 arithmetic of the factor itself.
 FLOAT64_MARGIN = 2.01 * UNIT_ROUNDOFF
 NARROW_MARGIN = 8 * UNIT_ROUNDOFF
-# Below this bound float64 products may be subnormal, where rounding is absolute: lift them, then truncate.
+# Below this bound float64 products may be subnormal, where rounding is absolute: no relative margin helps there.
 TINY = 2.0**-900
-LIFT = 1000
 
 
 class Wide(NamedTuple):
@@ -224,18 +223,28 @@ def _onto_ball(rows: np.ndarray, norms: Wide, bound: np.ndarray, epsilon: np.nda
             factor = scaled_bound / (norms.high + scaled_epsilon) * (1 - NARROW_MARGIN)
             return _truncate(rows.astype(np.float64) * factor[:, None], rows.dtype)
         # float64 has no wider type to be truncated from, so the factor is worked out in two words and rounded once.
-        tiny = (scaled_bound < TINY) | (bound < TINY)
-        lift = np.where(bound < TINY, LIFT, 0)
-        numerator = np.where(tiny, np.ldexp(bound, lift), scaled_bound)
-        factor = _float64_factor(numerator, norms, scaled_epsilon)
-        result = rows * factor[:, None]
-        if tiny.any():
-            product = _shift(rows[tiny], -norms.exponent[tiny, None]) * factor[tiny, None]
-            # One smallest subnormal, lifted: truncating to a multiple of it is truncating to what float64 can hold.
-            grain = np.where(lift[tiny] > 0, 2.0 ** (LIFT - 1074), 0.0)[:, None]
-            product = np.where(grain > 0, np.trunc(product / grain) * grain, product)
-            result[tiny] = np.ldexp(product, -lift[tiny, None])
+        result = rows * _float64_factor(scaled_bound, norms, scaled_epsilon)[:, None]
+        extreme = (scaled_bound < TINY) | (bound < TINY) | (epsilon > 1 / TINY)
+        if extreme.any():
+            picked = Wide(*(part[extreme] for part in norms))
+            result[extreme] = _carefully_onto_ball(rows[extreme], picked, bound[extreme], epsilon[extreme])
         return result
+
+
+def _carefully_onto_ball(rows: np.ndarray, norms: Wide, bound: np.ndarray, epsilon: np.ndarray) -> np.ndarray:
+    """Float64 rows times a factor near 1 times a power of two: rounded, then truncated where it is subnormal."""
+    mantissa, bound_exponent = np.frexp(bound)
+    # The divisor at a scale where it is neither tiny nor huge, whichever of its terms is the larger.
+    scale = np.where(epsilon > 0, np.maximum(norms.exponent, np.frexp(epsilon)[1]), norms.exponent)
+    down = norms.exponent - scale
+    divisor = Wide(_shift(norms.high, down), _shift(norms.low, down), scale)
+    factor = _float64_factor(mantissa, divisor, _shift(epsilon, -scale))[:, None]
+    lift = np.maximum(-norms.exponent, 0)[:, None]
+    product = _shift(rows, lift) * factor
+    shift = (bound_exponent - scale)[:, None] - lift
+    rounded = _shift(product, shift)
+    too_far = np.abs(_shift(rounded, -shift)) > np.abs(product)
+    return np.where(too_far, np.nextafter(rounded, 0), rounded)
 
 
 def _float64_factor(numerator: np.ndarray, norms: Wide, epsilon: np.ndarray) -> np.ndarray:
