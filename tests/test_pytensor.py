@@ -83,13 +83,14 @@ def test_compute_norms_of_every_kind_of_variable():
 
 def test_what_is_no_dense_float_tensor_is_refused():
     import pytensor.sparse
+    from pytensor.tensor.type_other import NoneConst
 
     sparse = pytensor.sparse.csr_matrix(dtype="float64")
     others = [pt.imatrix(), pt.bmatrix(), pt.zmatrix(), pt.matrix(dtype="bool")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # xtensor is experimental, and says so
         from pytensor.xtensor import xtensor
-    for bad in (sparse, xtensor(dtype="float64", dims=("a", "b")), *others):
+    for bad in (sparse, xtensor(dtype="float64", dims=("a", "b")), NoneConst, *others):
         for refused in (norm_constraint, lambda v, c: total_norm_constraint([v], c)):
             with pytest.raises(TypeError, match=r"tensor_var of (dtype|type)"):
                 refused(bad, 1.0)

@@ -226,4 +226,6 @@ def compute_norms(array: Any, norm_axes: Any = None, *, ord: float = 2) -> Any:
 
 def _ndim(tensor_var: Any) -> int:
     backend_for(tensor_var)  # refuses what is no array before anything is asked of it
+    if not hasattr(tensor_var, "ndim"):  # a PyTensor variable that is no tensor, say
+        raise arguments.no_array(tensor_var)
     return tensor_var.ndim

@@ -119,6 +119,11 @@ def wrong_dtype(dtype: Any, what: str = "tensor_var") -> TypeError:
     return TypeError(f"{what} of dtype {text}: must be one of {', '.join(REAL_FLOATS)}{remedy}")
 
 
+def no_array(value: Any) -> TypeError:
+    """The error for what belongs to a library of ours, but has no dimensions."""
+    return TypeError(f"tensor_var of type {type(value).__name__}: must be an array of numbers; pass one")
+
+
 def wrong_out(rule: str, remedy: str) -> ValueError:
     """The error for an `out` that cannot take the result."""
     return ValueError(f"out: {rule}; {remedy}")
