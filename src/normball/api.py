@@ -16,14 +16,12 @@ def norm_constraint(
     ord: float = 2,
     out: Any = None,
 ) -> Any:
-    r"""Max-norm constraint and gradient clipping: every group of incoming weights inside a ball.
+    """Max-norm constraint and gradient clipping: every group of incoming weights inside a ball.
 
-    A group :math:`v` is the slice of `tensor_var` along the norm axes; :math:`n = \|v\|_p` is its norm and
-    :math:`c` its `max_norm`:
+    A group v is the slice of `tensor_var` along the norm axes, n its p-norm in exact arithmetic, c its `max_norm`:
 
-    .. math::
-        v \mapsto \begin{cases} v & n \le c \quad \text{(the same bits)} \\
-                                v \, c / (n + \epsilon) & n > c \end{cases}
+        v                        where n <= c  (the same bits)
+        v * c / (n + epsilon)    where n >  c
 
     For order 2 and epsilon 0 this is the Euclidean projection onto the ball; for orders 1 and inf it is a radial
     rescaling, and no projection.
@@ -69,9 +67,9 @@ def norm_constraint(
     underflows; a NaN or inf turns its own group into NaN, and no other. A symbolic bound that turns out negative or
     NaN makes NaN.
 
-    The derivative is the identity where n <= c, ties and zero vectors included. It is
-    :math:`s (I - \tfrac{n}{n + \epsilon} u u^T)` with :math:`s = c / (n + \epsilon)`, :math:`u = v / n` where n > c
-    (p = 2), and `max_norm` and `epsilon` have derivatives too.
+    The derivative is the identity where n <= c, ties and zero vectors included. Where n > c it is
+    s (I - n / (n + epsilon) u u^T) for order 2, with s = c / (n + epsilon) and u = v / n. `max_norm` and `epsilon`
+    have derivatives too.
 
     References
     ----------
@@ -112,13 +110,12 @@ def total_norm_constraint(
     *,
     ord: float = 2,
 ) -> Any:
-    r"""Gradient clipping by the total (global) norm: all arrays as one group inside a ball.
+    """Gradient clipping by the total (global) norm: all arrays as one group inside a ball.
 
-    With :math:`n = \|(v_1, v_2, \dots)\|_p` over the entries of all arrays, and :math:`c` the `max_norm`:
+    With n the p-norm of all entries of all arrays v together, in exact arithmetic, and c the `max_norm`, each v becomes
 
-    .. math::
-        v_i \mapsto \begin{cases} v_i & n \le c \quad \text{(the same bits)} \\
-                                  v_i \, c / (n + \epsilon) & n > c \end{cases}
+        v                        where n <= c  (the same bits)
+        v * c / (n + epsilon)    where n >  c
 
     Parameters
     ----------
@@ -179,7 +176,7 @@ def total_norm_constraint(
 
 
 def compute_norms(array: Any, norm_axes: Any = None, *, ord: float = 2) -> Any:
-    r"""The norms of the groups of incoming weights: :math:`n = \|v\|_p` for every group `norm_constraint` would see.
+    """The norms of the groups of incoming weights: the p-norm of every group that `norm_constraint` would see.
 
     Parameters
     ----------
