@@ -118,7 +118,7 @@ class Norms(_NormOp):
 
     def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: Sequence[list]) -> None:
         x, *bound = inputs
-        settle = _bound_value("max_norm", bound[0], _kept_shape(x.shape, self.axes)) if bound else None
+        settle = _bound_value("max_norm", bound[0], x, self.axes) if bound else None
         output_storage[0][0] = np.asarray(kernels.norms(x, self.axes, self.ord, settle))
 
     def _output_shapes(self, shapes: Sequence) -> list:
@@ -161,8 +161,7 @@ class NormConstraint(_NormOp):
 
     def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: Sequence[list]) -> None:
         x, max_norm, epsilon = inputs
-        groups = _kept_shape(x.shape, self.axes)
-        bound, small = _bound_value("max_norm", max_norm, groups), _bound_value("epsilon", epsilon, groups)
+        bound, small = _bound_value("max_norm", max_norm, x, self.axes), _bound_value("epsilon", epsilon, x, self.axes)
         out = x if self.inplace else _reused(output_storage[0][0], x)
         kernels.constrain(x, out, self.axes, bound, small, self.ord)
         output_storage[0][0] = out
@@ -201,7 +200,7 @@ class TotalNormConstraint(_NormOp):
 
     def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: Sequence[list]) -> None:
         *xs, max_norm, epsilon = inputs
-        bound, small = _bound_value("max_norm", max_norm, ()), _bound_value("epsilon", epsilon, ())
+        bound, small = np.asarray(max_norm, np.float64), np.asarray(epsilon, np.float64)
         cells = enumerate(output_storage[:-1])
         outs = [xs[index] if index in self.inplace else _reused(cell[0], xs[index]) for index, cell in cells]
         total = kernels.constrain_total(xs, outs, bound, small, self.ord)
@@ -391,11 +390,13 @@ def _bound_input(name: str, value: Any, groups: tuple) -> Variable:
     return pt.shape_padleft(bound, len(groups) - bound.ndim) if bound.ndim else bound
 
 
-def _bound_value(name: str, value: np.ndarray, groups: tuple[int, ...]) -> np.ndarray:
+def _bound_value(name: str, value: np.ndarray, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     """A bound at run time, as float64; its sign is the kernel's to judge."""
     bound = np.asarray(value, dtype=np.float64)
-    if any(length not in (1, group) for length, group in zip(bound.shape, groups, strict=False)):
-        raise arguments.wrong_bound_shape(name, bound.shape, groups)
+    if bound.ndim:
+        groups = _kept_shape(x.shape, axes)
+        if any(length not in (1, group) for length, group in zip(bound.shape, groups, strict=True)):
+            raise arguments.wrong_bound_shape(name, bound.shape, groups)
     return bound
 
 

@@ -46,5 +46,6 @@ def _code(dtype: np.dtype) -> int:
     return DTYPES[dtype.name]
 
 
+@functools.cache
 def _mask(axes: tuple[int, ...]) -> int:
     return sum(1 << axis for axis in axes)
