@@ -13,8 +13,10 @@ from pytensor.link.numba.dispatch.basic import numba_njit
 from normball.kernels import _native, native
 
 SYMBOL = "normball_constrain"
-# PyTensor's cache on disk knows a function by its Op, not by its code: another code must have another key.
-SALT = int(hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8], 16)
+# PyTensor's cache on disk knows a function by its Op, not by its code: other code, or another kernel behind the
+# symbol, must have another key.
+_CODE = b"".join(Path(file).read_bytes() for file in (__file__, _native.__file__))
+SALT = int(hashlib.sha256(_CODE).hexdigest()[:8], 16)
 
 # Pointers as integers: the same registers, and `array.ctypes.data` gives them so.
 _SIGNATURE = types.void(*[types.int64] * 3, types.uint64, *[types.intp] * 9)
