@@ -40,9 +40,9 @@ def norm_constraint(
         axis 0, and a 3-D, 4-D or 5-D one a convolution's (filters, channels, space...), with the norm over all axes
         but 0. Others must say. ``()`` makes every entry its own group.
     epsilon : float or array, optional
-        Added to the norms of violating groups, so that they end this much inside the ball. Compliant groups never feel
-        it, other than in PyMC and Lasagne.
-    ord : {1, 2, inf}, optional
+        Added to the norms of violating groups, so that they end this much inside the ball. Unlike in PyMC and Lasagne,
+        compliant groups never feel it.
+    ord : 1, 2 or inf, optional
         The order p of the norm.
     out : array, optional
         NumPy only: where to write the result; an array of the same shape and dtype, which may be `tensor_var` itself.
@@ -127,7 +127,7 @@ def total_norm_constraint(
         Added to the norm where it exceeds `max_norm`; felt by no compliant list.
     return_norm : bool, optional
         Whether to return the total norm, too.
-    ord : {1, 2, inf}, optional
+    ord : 1, 2 or inf, optional
         The order p of the norm.
 
     Returns
@@ -184,7 +184,7 @@ def compute_norms(array: Any, norm_axes: Any = None, *, ord: float = 2) -> Any:
         As in `norm_constraint`.
     norm_axes : int or sequence of int, optional
         As in `norm_constraint`. By default the norms of a 1-D array are its absolute values.
-    ord : {1, 2, inf}, optional
+    ord : 1, 2 or inf, optional
         The order p of the norm.
 
     Returns
