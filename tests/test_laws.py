@@ -116,14 +116,23 @@ def test_comparison_with_the_bound_is_exact(typed):
 
 
 def test_irrational_norms_are_compared_exactly(runner):
-    """The two float64 neighbours of an irrational norm decide opposite ways."""
+    """The two float64 neighbours of an irrational norm decide opposite ways: the sum must be good to far more bits."""
     rng = np.random.default_rng(3)
     for dtype in ("float32", "float64"):
-        x = rng.standard_normal((6, 1)).astype(dtype)
-        norm = exact_norm(groups_of(x, AXES)[0])
-        above = float(norm)
-        above = above if Fraction(above) >= norm else float(np.nextafter(above, np.inf))
-        for bound in (above, float(np.nextafter(above, 0))):
+        x = rng.standard_normal((6, 100)).astype(dtype)
+        norms = [exact_norm(group) for group in groups_of(x, AXES)]
+        nearest = [float(norm) for norm in norms]
+        above = [n if Fraction(n) >= norm else np.nextafter(n, np.inf) for n, norm in zip(nearest, norms, strict=True)]
+        for bound in (np.array([above]), np.nextafter([above], 0)):
+            y = runner.constrain(x, bound, AXES, 1e-7, 2)
+            assert broken_laws(x, y, bound, AXES, band=runner.band) == set()
+
+
+def test_smallest_excess_is_seen(runner):
+    """Norms above their bound by far less than any sum in two words can tell."""
+    for dtype, small in (("float32", 1e-30), ("float64", 1e-200)):
+        x = np.array([[1.0, 3.0, 0.6], [small, 4.0, 0.8], [0.0, small, small]], dtype)
+        for bound in (1.0, 5.0):
             y = runner.constrain(x, bound, AXES, 1e-7, 2)
             assert broken_laws(x, y, bound, AXES, band=runner.band) == set()
 
