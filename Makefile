@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml $(wildcard setup.py) $(wildcard src/normball/kernels/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs clean
+.PHONY: help demo test check lint bench docs clean
 
 help:  ## what can be done
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -23,7 +23,9 @@ demo: $(VENV)/.demo  ## train on handwritten digits, free and constrained: a tab
 test: $(VENV)/.test  ## the tests
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.check $(VENV)/.test  ## lint, types, and the README's table
+check: lint test  ## lint, types and tests
+
+lint: $(VENV)/.check $(VENV)/.test  ## lint, types, and the README's table
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
