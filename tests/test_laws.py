@@ -137,6 +137,15 @@ def test_smallest_excess_is_seen(runner):
             assert broken_laws(x, y, bound, AXES, band=runner.band) == set()
 
 
+def test_same_input_gives_the_same_bits(runner):
+    """Whatever was computed in between, and wherever in memory the input lies."""
+    x = np.random.default_rng(10).standard_normal((50, 40)).astype(np.float32)
+    first = runner.constrain(x, 3.0, AXES, 1e-7, 2).copy()
+    runner.constrain(x[::-1] * 2, 1.0, AXES, 1e-7, 2)
+    assert same_bits(runner.constrain(x.copy(), 3.0, AXES, 1e-7, 2), first)
+    assert not same_bits(runner.constrain(x, 2.5, AXES, 1e-7, 2), first)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_spoilt_group_is_isolated(runner, value):
     for dtype in runner.dtypes:
