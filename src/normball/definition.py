@@ -8,8 +8,6 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-SUPPORTS: frozenset[str] = frozenset({"exact decision", "bounded", "tight"})
-
 # Every float64 is a multiple of 2**-1074, so a norm rounded up to a multiple of 2**-GRID compares with any float64
 # as the exact norm does, and is good to GRID - 1074 bits even where it is smallest.
 GRID = 1400
