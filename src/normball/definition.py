@@ -1,4 +1,4 @@
-"""What the right answer is, in exact arithmetic: the same functions as every backend, on nested lists of numbers.
+"""What the right answer is, in exact arithmetic: the same functions as every backend, about one group of numbers.
 
 Slow and plain on purpose. Every test compares with this file; a newcomer starts reading here. A group is a list of
 rational numbers (`fractions.Fraction`), so a float stands for exactly the number it stores.
