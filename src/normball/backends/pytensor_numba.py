@@ -19,9 +19,8 @@ _CODE = b"".join(Path(file).read_bytes() for file in (__file__, _native.__file__
 SALT = int(hashlib.sha256(_CODE).hexdigest()[:8], 16)
 
 # Pointers as integers: the same registers, and `array.ctypes.data` gives them so.
-_SIGNATURE = types.void(*[types.int64] * 3, types.uint64, *[types.intp] * 9)
 binding.add_symbol(SYMBOL, _native.addresses[SYMBOL])
-_constrain = types.ExternalFunction(SYMBOL, _SIGNATURE)
+_constrain = types.ExternalFunction(SYMBOL, types.int32(*[types.int64] * 4))
 
 
 def norm_constraint(op: Any, node: Any) -> Callable:
@@ -36,21 +35,21 @@ def norm_constraint(op: Any, node: Any) -> Callable:
     @numba_njit(fastmath=False)
     def call(x, y, shape, x_strides, y_strides, bound, bound_strides, small, small_strides):  # type: ignore[no-untyped-def]
         # Its caller holds all arrays until this returns; in one function, numba frees an array after its last name.
-        _constrain(
-            dtype,
-            ord,
-            ndim,
-            reduced,
-            shape.ctypes.data,
-            x.ctypes.data,
-            x_strides.ctypes.data,
-            y.ctypes.data,
-            y_strides.ctypes.data,
-            bound.ctypes.data,
-            bound_strides.ctypes.data,
-            small.ctypes.data,
-            small_strides.ctypes.data,
-        )
+        array = np.empty(12, np.int64)  # normball_array
+        array[0] = dtype
+        array[1] = ndim
+        array[2] = reduced
+        array[3] = shape.ctypes.data
+        array[4] = x.ctypes.data
+        array[5] = x_strides.ctypes.data
+        array[6] = y.ctypes.data
+        array[7] = y_strides.ctypes.data
+        array[8] = bound.ctypes.data
+        array[9] = bound_strides.ctypes.data
+        array[10] = small.ctypes.data
+        array[11] = small_strides.ctypes.data
+        _constrain(1, array.ctypes.data, ord, 0)
+        return array
 
     @numba_njit(fastmath=False)
     def constrain(x, max_norm, epsilon):  # type: ignore[no-untyped-def]

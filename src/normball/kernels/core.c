@@ -1040,21 +1040,32 @@ static Mode mode_enter(void) {
 static void mode_leave(Mode mode) { fesetenv(&mode); }
 #endif
 
-static void constrain(
-    int64_t dtype, int64_t ord, int64_t ndim, uint64_t reduced, const int64_t *shape, const void *x,
-    const int64_t *x_strides, void *y, const int64_t *y_strides, const double *max_norm,
-    const int64_t *max_norm_strides, const double *epsilon, const int64_t *epsilon_strides) {
-    const int64_t *const strides[OPERANDS] = {x_strides, y_strides, max_norm_strides, epsilon_strides};
-    Place place = {{(char *)x, y, (char *)max_norm, (char *)epsilon}};
-    Plan plan;
-    plan_make(&plan, dtype, ord, ndim, reduced, shape, place, strides);
-    if (plan.empty) return;
-    Mode mode = mode_enter();
-    each_group(&plan);
-    mode_leave(mode);
+static void produce(const normball_array *array, const normball_call *call) {
+    int64_t size = 1;
+    for (int64_t d = 0; d < array->ndim; d++) size *= array->shape[d];
+    if (call && call->produce) call->produce(call->context, 0, size);
 }
 
-static double constrain_total(int64_t count, const normball_array *arrays, int64_t ord, double max_norm, double epsilon) {
+static int constrain(int64_t count, const normball_array *arrays, int64_t ord, const normball_call *call) {
+    Mode mode = mode_enter();
+    for (int64_t i = 0; i < count; i++) {
+        const normball_array *array = &arrays[i];
+        const int64_t *const strides[OPERANDS] = {
+            array->x_strides, array->y_strides, array->max_norm_strides, array->epsilon_strides};
+        Place place = {{(char *)array->x, array->y, (char *)array->max_norm, (char *)array->epsilon}};
+        Plan plan;
+        plan_make(&plan, array->dtype, ord, array->ndim, array->reduced, array->shape, place, strides);
+        produce(array, call);
+        if (!plan.empty) each_group(&plan);
+    }
+    mode_leave(mode);
+    return 0;
+}
+
+static int constrain_total(
+    int64_t count, const normball_array *arrays, int64_t ord, double max_norm, double epsilon, double *norm,
+    const normball_call *call) {
+    (void)call;
     Group group = {ord, count, 0, {NULL, {{NULL}}}, arrays};
     Wide sum = {0, 0};
     Plan scratch;
@@ -1064,31 +1075,30 @@ static double constrain_total(int64_t count, const normball_array *arrays, int64
         if (!part.plan->empty) sum = merge_sums(sum, row_sum(part.plan, part.place), ord);
         group.narrow |= part.plan->dtype != NORMBALL_F64;
     }
-    double norm = norm_beside(&group, sum, &max_norm);
+    *norm = norm_beside(&group, sum, &max_norm);
     Answer answer = judge(&group, sum, 1, max_norm, epsilon);
     for (int64_t p = 0; p < count; p++) {
         Part part = part_of(&group, p, &scratch);
         if (!part.plan->empty) write_group(&part, answer);
     }
     mode_leave(mode);
-    return norm;
+    return 0;
 }
 
-static void norms(
-    int64_t dtype, int64_t ord, int64_t ndim, uint64_t reduced, const int64_t *shape, const void *x,
-    const int64_t *x_strides, const double *max_norm, const int64_t *max_norm_strides, double *norms,
-    const int64_t *norms_strides) {
-    const int64_t *const strides[OPERANDS] = {x_strides, NULL, max_norm_strides, norms_strides};
-    Place place = {{(char *)x, NULL, (char *)max_norm, (char *)norms}};
+static int norms(const normball_array *array, int64_t ord, const normball_call *call) {
+    const int64_t *const strides[OPERANDS] = {array->x_strides, NULL, array->max_norm_strides, array->y_strides};
+    Place place = {{(char *)array->x, NULL, (char *)array->max_norm, array->y}};
     Plan plan;
-    plan_make(&plan, dtype, ord, ndim, reduced, shape, place, strides);
+    (void)call;
+    plan_make(&plan, array->dtype, ord, array->ndim, array->reduced, array->shape, place, strides);
     plan.wide = plan.only_norms = 1;
-    for (int64_t d = 0; d < ndim; d++)
-        if (shape[d] == 0 && !(reduced >> d & 1)) return;
+    for (int64_t d = 0; d < array->ndim; d++)
+        if (array->shape[d] == 0 && !(array->reduced >> d & 1)) return 0;
     Mode mode = mode_enter();
     if (plan.empty) norms_of_nothing(&plan);
     else each_group(&plan);
     mode_leave(mode);
+    return 0;
 }
 
 const normball_kernels JOIN(normball_kernels_, NORMBALL_ISA) = {TEXT(NORMBALL_ISA), constrain, constrain_total, norms};

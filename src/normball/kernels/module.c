@@ -36,25 +36,18 @@ static int runs_here(const normball_kernels *kernels) {
     return kernels == &normball_kernels_baseline;
 }
 
-void normball_constrain(
-    int64_t dtype, int64_t ord, int64_t ndim, uint64_t reduced, const int64_t *shape, const void *x,
-    const int64_t *x_strides, void *y, const int64_t *y_strides, const double *max_norm,
-    const int64_t *max_norm_strides, const double *epsilon, const int64_t *epsilon_strides) {
-    selected->constrain(
-        dtype, ord, ndim, reduced, shape, x, x_strides, y, y_strides, max_norm, max_norm_strides, epsilon, epsilon_strides);
+int normball_constrain(int64_t count, const normball_array *arrays, int64_t ord, const normball_call *call) {
+    return selected->constrain(count, arrays, ord, call);
 }
 
-double normball_constrain_total(
-    int64_t count, const normball_array *arrays, int64_t ord, double max_norm, double epsilon) {
-    return selected->constrain_total(count, arrays, ord, max_norm, epsilon);
+int normball_constrain_total(
+    int64_t count, const normball_array *arrays, int64_t ord, double max_norm, double epsilon, double *norm,
+    const normball_call *call) {
+    return selected->constrain_total(count, arrays, ord, max_norm, epsilon, norm, call);
 }
 
-void normball_norms(
-    int64_t dtype, int64_t ord, int64_t ndim, uint64_t reduced, const int64_t *shape, const void *x,
-    const int64_t *x_strides, const double *max_norm, const int64_t *max_norm_strides, double *norms,
-    const int64_t *norms_strides) {
-    selected->norms(
-        dtype, ord, ndim, reduced, shape, x, x_strides, max_norm, max_norm_strides, norms, norms_strides);
+int normball_norms(const normball_array *array, int64_t ord, const normball_call *call) {
+    return selected->norms(array, ord, call);
 }
 
 /* ---- the door from Python ------------------------------------------------------------------------------------------ */
@@ -129,10 +122,11 @@ static PyObject *python_constrain(PyObject *module, PyObject *args) {
         PyErr_SetString(PyExc_ValueError, "constrain: the shapes of x, out, max_norm and epsilon do not fit");
         goto close_epsilon;
     }
+    const normball_array array = {
+        dtype, x.buffer.ndim, reduced, x.shape, x.buffer.buf, x.strides, out.buffer.buf, out.strides,
+        max_norm.buffer.buf, max_norm_strides, epsilon.buffer.buf, epsilon_strides};
     Py_BEGIN_ALLOW_THREADS
-    normball_constrain(
-        dtype, ord, x.buffer.ndim, reduced, x.shape, x.buffer.buf, x.strides, out.buffer.buf, out.strides,
-        max_norm.buffer.buf, max_norm_strides, epsilon.buffer.buf, epsilon_strides);
+    normball_constrain(1, &array, ord, NULL);
     Py_END_ALLOW_THREADS
     result = Py_NewRef(Py_None);
 close_epsilon:
@@ -163,7 +157,9 @@ static int open_pair(normball_array *array, Memory *x, Memory *out, PyObject *tr
         memory_close(out);
         return -1;
     }
-    *array = (normball_array){dtype, x->buffer.ndim, x->shape, x->buffer.buf, x->strides, out->buffer.buf, out->strides};
+    *array = (normball_array){
+        dtype, x->buffer.ndim, ~(uint64_t)0, x->shape, x->buffer.buf, x->strides, out->buffer.buf, out->strides,
+        NULL, NULL, NULL, NULL};
     return 0;
 }
 
@@ -186,7 +182,7 @@ static PyObject *python_constrain_total(PyObject *module, PyObject *args) {
         if (open_pair(arrays + opened, x, x + 1, PyTuple_GetItem(triples, opened)) < 0) goto close;
     }
     Py_BEGIN_ALLOW_THREADS
-    norm = normball_constrain_total(count, arrays, ord, max_norm, epsilon);
+    normball_constrain_total(count, arrays, ord, max_norm, epsilon, &norm, NULL);
     Py_END_ALLOW_THREADS
     result = PyFloat_FromDouble(norm);
 close:
@@ -218,10 +214,11 @@ static PyObject *python_norms(PyObject *module, PyObject *args) {
         PyErr_SetString(PyExc_ValueError, "norms: the shapes of x, norms and max_norm do not fit");
         goto close_max_norm;
     }
+    const normball_array array = {
+        dtype, x.buffer.ndim, reduced, x.shape, x.buffer.buf, x.strides, norms.buffer.buf, strides,
+        bounded ? max_norm.buffer.buf : NULL, bounded ? max_norm_strides : NULL, NULL, NULL};
     Py_BEGIN_ALLOW_THREADS
-    normball_norms(
-        dtype, ord, x.buffer.ndim, reduced, x.shape, x.buffer.buf, x.strides, bounded ? max_norm.buffer.buf : NULL,
-        bounded ? max_norm_strides : NULL, norms.buffer.buf, strides);
+    normball_norms(&array, ord, NULL);
     Py_END_ALLOW_THREADS
     result = Py_NewRef(Py_None);
 close_max_norm:
