@@ -6,6 +6,7 @@ Where there is no compiler the install goes on without them: `normball.kernels` 
 import os
 import platform
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -50,9 +51,9 @@ setup(
     ext_modules=[
         Extension(
             "normball.kernels._native",
-            [f"{KERNELS}/module.c", f"{KERNELS}/core.c"],
-            depends=[f"{KERNELS}/{name}" for name in ("normball.h", "exact.h", "loops.h", "core.c")],
-            libraries=[] if sys.platform == "win32" else ["m"],
+            [f"{KERNELS}/module.c", f"{KERNELS}/core.c", f"{KERNELS}/pool.c"],
+            depends=[str(path) for path in Path(KERNELS).glob("*.[ch]")],
+            libraries=[] if sys.platform == "win32" else ["m", "pthread"],
             py_limited_api=True,
             optional=True,
         )
