@@ -202,46 +202,52 @@ static void sum_columns(const Plan *plan, Chunk *chunk, Place place, int64_t ste
 enum { ALL_COMPLY = 0, SOME_VIOLATE = 1, SOME_UNCLEAR = 2 };
 
 /* The factor of each column, where it is clear at a glance and no entry needs care; 0, which is none, elsewhere.
- * Without a branch, so that it is done some columns at a time. */
+ * Without a branch and with steps of 0 or 1, so that compilers do it some columns at a time. */
 static inline int glance(
-    const Plan *plan, Chunk *chunk, int64_t n, int ord, int wide, const double *bounds, int64_t bound_step, const double *epsilons,
-    int64_t epsilon_step) {
+    const Plan *plan, Chunk *chunk, int64_t n, int ord, int wide, const double *bounds, const double *epsilons, int step) {
     double *restrict factor = chunk->factor;
     const double *restrict high = chunk->high, *restrict low = chunk->low;
-    int narrow = plan->dtype != NORMBALL_F64;
-    double doubt = ord == NORMBALL_ORD_INF ? 0 : wide ? WIDE_DOUBT : PLAIN_DOUBT;
-    int64_t compliant = 0, unclear = 0;
+    double doubt = wide ? WIDE_DOUBT : PLAIN_DOUBT, least = plan->dtype != NORMBALL_F64 ? LEAST_NARROW_FACTOR : LEAST_FACTOR;
     Wide only = limit_of(ord, *bounds);
     for (int64_t j = 0; j < n; j++) {
-        double bound = bounds[j * bound_step], epsilon = epsilons[j * epsilon_step], sum = high[j];
-        Wide limit = bound_step ? limit_of(ord, bound) : only;
+        double bound = bounds[j * step], epsilon = epsilons[j * step], sum = high[j];
+        Wide limit = step ? limit_of(ord, bound) : only;
         double excess = (sum - limit.high) + (low[j] - limit.low);
-        int ordinary = (sum >= LEAST_SUM) & (sum <= MOST_SUM) & (bound >= LEAST_NARROW_BOUND) & (epsilon >= 0) & (epsilon < INFINITY);
-        int clear = ordinary & ((fabs(excess) > doubt * sum) | (ord == NORMBALL_ORD_INF));
-        int above = excess > 0;
-        factor[j] = clear & !above ? 1.0 : clear ? -1.0 : 0.0;
-        compliant += clear & !above;
-        unclear += !clear;
+        double code = excess > 0 ? -1.0 : 1.0;
+        if (ord != NORMBALL_ORD_INF) code = fabs(excess) > doubt * sum ? code : 0.0;
+        code = sum >= LEAST_SUM ? code : 0.0;
+        code = sum <= MOST_SUM ? code : 0.0;
+        code = bound >= LEAST_NARROW_BOUND ? code : 0.0;
+        code = epsilon >= 0 ? code : 0.0;
+        factor[j] = epsilon < INFINITY ? code : 0.0;
     }
+    int64_t compliant = 0, unclear = 0;
+    for (int64_t j = 0; j < n; j++) compliant += factor[j] == 1;
     if (compliant == n) return ALL_COMPLY;
-    int64_t small = 0;
     for (int64_t j = 0; j < n; j++) {
-        Wide sum = {high[j], low[j]};
-        double own = plain_factor(sum, ord, wide, narrow, bounds[j * bound_step], epsilons[j * epsilon_step]);
-        int violates = factor[j] < 0;
-        small += violates & (own == 0);
-        factor[j] = violates ? own : factor[j];
+        double own = factor_of((Wide){high[j], low[j]}, ord, wide, bounds[j * step], epsilons[j * step]);
+        own = own >= least ? own : 0.0;
+        factor[j] = factor[j] < 0 ? own : factor[j];
     }
-    return SOME_VIOLATE | (unclear + small ? SOME_UNCLEAR : 0);
+    for (int64_t j = 0; j < n; j++) unclear += factor[j] == 0;
+    return SOME_VIOLATE | (unclear ? SOME_UNCLEAR : 0);
 }
 
 static int glance_at(const Plan *plan, Chunk *chunk, int64_t n, Place place, const int64_t *step) {
     const double *bounds = (const double *)place.at[BOUND], *epsilons = (const double *)place.at[EPSILON];
-    int64_t bound_step = step[BOUND] / 8, epsilon_step = step[EPSILON] / 8;
-    if (bound_step | epsilon_step) return glance(plan, chunk, n, (int)plan->ord, plan->wide, bounds, bound_step, epsilons, epsilon_step);
-    if (plan->ord == 2 && plan->wide) return glance(plan, chunk, n, 2, 1, bounds, 0, epsilons, 0);
-    if (plan->ord == 2) return glance(plan, chunk, n, 2, 0, bounds, 0, epsilons, 0);
-    return glance(plan, chunk, n, (int)plan->ord, plan->wide, bounds, 0, epsilons, 0);
+    int narrow_squares = plan->ord == 2 && !plan->wide, own = (step[BOUND] | step[EPSILON]) != 0;
+    if (own) { /* what a block was summed in is free by now */
+        for (int64_t j = 0; j < n; j++) {
+            chunk->block_high[j] = bounds[j * (step[BOUND] / 8)];
+            chunk->block_low[j] = epsilons[j * (step[EPSILON] / 8)];
+        }
+        bounds = chunk->block_high, epsilons = chunk->block_low;
+    }
+    if (narrow_squares && own) return glance(plan, chunk, n, 2, 0, bounds, epsilons, 1);
+    if (narrow_squares) return glance(plan, chunk, n, 2, 0, bounds, epsilons, 0);
+    if (plan->ord == 2 && own) return glance(plan, chunk, n, 2, 1, bounds, epsilons, 1);
+    if (plan->ord == 2) return glance(plan, chunk, n, 2, 1, bounds, epsilons, 0);
+    return glance(plan, chunk, n, (int)plan->ord, plan->wide, bounds, epsilons, own);
 }
 
 static Answer judge_own(const Group *group, Wide sum) {
@@ -362,16 +368,18 @@ static void write_rows(const Writing *job, int64_t begin, int64_t end) {
 /* Short groups one behind the other, in y too: a factor for each entry, and then as one long row. */
 static void write_packed(const Plan *plan, const Chunk *chunk, Place place, int64_t n) {
     int64_t most = ROW_BLOCK / plan->length, size = itemsize(plan->dtype), length = plan->length;
-    double factor[ROW_BLOCK];
-    float narrow[ROW_BLOCK];
+    double factor[ROW_BLOCK + 8];
+    float narrow[ROW_BLOCK + 8];
     for (int64_t j = 0; j < n; j += most) {
         int64_t part = n - j < most ? n - j : most;
-        if (plan->dtype == NORMBALL_F64)
-            for (int64_t g = 0; g < part; g++)
-                for (int64_t i = 0; i < length; i++) factor[g * length + i] = chunk->factor[j + g];
-        else
-            for (int64_t g = 0; g < part; g++)
-                for (int64_t i = 0; i < length; i++) narrow[g * length + i] = chunk->narrow[j + g];
+        for (int64_t g = 0; g < part; g++) /* vectors may reach into the next group, which then writes over it */
+            for (int64_t i = 0; i < length; i += 8) {
+                if (plan->dtype != NORMBALL_F64) eight_store(narrow + g * length + i, eight_all(chunk->narrow[j + g]));
+                else {
+                    four_store(factor + g * length + i, four_all(chunk->factor[j + g]));
+                    four_store(factor + g * length + i + 4, four_all(chunk->factor[j + g]));
+                }
+            }
         const char *x = place.at[X] + j * length * size;
         write_columns_of_row(plan, x, size, place.at[Y] + j * length * size, size, part * length, factor, narrow);
     }

@@ -33,11 +33,14 @@ enum {
     WIDE_CHUNK = 4096,   /* the same where x and y need no block: longer stretches of memory are 1.4 times faster */
     STEP_ROWS = 8,       /* rows at a time: their sums stay in registers */
     SHORT = 32,          /* groups of fewer entries are handled many at a time, as columns */
-    NARROW = 48,         /* rows of so few columns are taken several at a time ... */
-    FOLD_WIDTH = 128,    /* ... as one of about so many */
+    NARROW = 16,         /* rows of so few columns are taken several at a time ... */
+    FOLD_WIDTH = 32,     /* ... as one of about so many: then memory is read in its order, more or less */
+    WIDE_ROW = 1024,     /* narrow rows without gaps are written as one of about so many columns */
     PROBE_ROWS = 32,     /* rows after which a quick sum is given up where it does not look good */
     NEARBY = 16,         /* columns in place: gaps up to this long are rewritten with the bits they have */
     QUICK_BYTES = 1 << 17,      /* rows up to this long are in cache when a quick sum turns out not to do */
+    AHEAD = 512,                /* bytes that sums look ahead */
+    NEXT_BYTES = 1 << 16,       /* groups up to this long are brought in while the one before is written */
     STREAM_BYTES = 12 << 20,    /* results longer than this are written past the caches */
     TASK_BYTES = 1 << 19,       /* work is handed out in about so much at a time */
     PARALLEL_BYTES = 1 << 21,   /* where there is less than this, waking a thread takes longer than the work */
@@ -272,9 +275,10 @@ static int each_long_row(const Course *course, const Plan *plan, Place place) {
     int ended = long_sum(course, &row, &sum);
     if (ended) return ended;
     Mode mode = mode_enter();
-    row.answer = judge_own(&group, sum);
+    if (plan->only_norms) norm_of_row(plan, place, sum);
+    else row.answer = judge_own(&group, sum);
     mode_leave(mode);
-    return long_write(course, &row, 0);
+    return plan->only_norms ? 0 : long_write(course, &row, 0);
 }
 
 /* ---- columns --------------------------------------------------------------------------------------------------------- */
@@ -315,34 +319,30 @@ static void write_columns(const Course *course, const Plan *plan, Chunk *chunk, 
         write_packed(plan, chunk, place, n);
         return;
     }
-    job.count = keep ? 0 : stretches(chunk->factor, n, plan->in_place, job.edge);
     Walk walk;
     walk_start(&walk, &plan->written, place);
+    int64_t wide_step[OPERANDS], k = WIDE_ROW / n;
+    int gapless = k > 1 && walk.step[X] == n * size && walk.step[Y] == n * size && step[X] == size && step[Y] == size;
+    if (!gapless) k = 1;
+    for (int64_t j = n; j < k * n && !keep; j++) { /* narrow rows without gaps: several are one wide row */
+        chunk->factor[j] = chunk->factor[j - n];
+        chunk->narrow[j] = chunk->narrow[j - n];
+    }
     do {
-        int64_t rows = walk.length;
+        int64_t rows = walk.length / k;
+        for (int o = 0; o < OPERANDS; o++) wide_step[o] = walk.step[o] * k;
         job.place = walk.place;
-        job.row_step = walk.step;
-        int64_t k = plan->residues, wide_step[OPERANDS];
-        int wide = k > 1 && walk.step[X] == n * size && walk.step[Y] == n * size && step[X] == size && step[Y] == size;
-        if (wide) { /* narrow rows without gaps: several are one wide row */
-            for (int64_t j = n; j < k * n; j++) {
-                chunk->factor[j] = chunk->factor[j - n];
-                chunk->narrow[j] = chunk->narrow[j - n];
-            }
-            for (int o = 0; o < OPERANDS; o++) wide_step[o] = walk.step[o] * k;
-            job.n = k * n;
-            job.row_step = wide_step;
-            job.count = keep ? 0 : stretches(chunk->factor, k * n, plan->in_place, job.edge);
-            rows /= k;
-        }
+        job.row_step = wide_step;
+        job.n = k * n;
+        job.count = keep ? 0 : stretches(chunk->factor, job.n, plan->in_place, job.edge);
         if (course) share_out(course, 0, rows, job.n * size, write_some_rows, &job);
         else write_rows(&job, 0, rows);
-        if (wide) {
-            job.n = n;
-            job.row_step = walk.step;
-            job.count = keep ? 0 : stretches(chunk->factor, n, plan->in_place, job.edge);
-            write_rows(&job, rows * k, walk.length);
-        }
+        if (rows * k == walk.length) continue;
+        job.place = moved(walk.place, walk.step, rows * k);
+        job.row_step = walk.step;
+        job.n = n;
+        job.count = keep ? 0 : stretches(chunk->factor, n, plan->in_place, job.edge);
+        write_rows(&job, 0, walk.length - rows * k);
     } while (walk_next(&walk));
 }
 

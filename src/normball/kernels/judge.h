@@ -91,11 +91,16 @@ static Answer judge_carefully(const Group *group, double bound, double epsilon) 
     return (Answer){factor, 1, lift, shift - lift};
 }
 
-/* The factor of a violator with ordinary numbers; 0 where they are not ordinary. */
+/* The factor of a violator with ordinary numbers. */
+static inline double factor_of(Wide sum, int64_t ord, int wide, double bound, double epsilon) {
+    if (wide) return quotient(bound, norm_of(sum, ord), epsilon, WIDE_MARGIN);
+    double size = sum.high + sum.low;
+    return bound / ((ord == 2 ? sqrt(size) : size) + epsilon) * (1 - PLAIN_MARGIN);
+}
+
+/* The same; 0 where they are not ordinary. */
 static inline double plain_factor(Wide sum, int64_t ord, int wide, int narrow, double bound, double epsilon) {
-    double size = sum.high + sum.low, factor;
-    if (wide) factor = quotient(bound, norm_of(sum, ord), epsilon, WIDE_MARGIN);
-    else factor = bound / ((ord == 2 ? sqrt(size) : size) + epsilon) * (1 - PLAIN_MARGIN);
+    double factor = factor_of(sum, ord, wide, bound, epsilon);
     return bound >= LEAST_BOUND && factor >= (narrow ? LEAST_NARROW_FACTOR : LEAST_FACTOR) ? factor : 0;
 }
 

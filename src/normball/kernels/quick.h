@@ -15,6 +15,7 @@ static inline double quick_row(const float *x, int64_t n, int ord) {
             for (int l = 0; l < 32; l++) tail[l] = l < left ? x[l] : 0;
             x = tail;
         }
+        look_ahead(x, AHEAD), look_ahead(x, AHEAD + 64);
         a = eight_add(a, eight_power(eight_load(x), ord));
         b = eight_add(b, eight_power(eight_load(x + 8), ord));
         c = eight_add(c, eight_power(eight_load(x + 16), ord));

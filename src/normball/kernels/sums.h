@@ -20,6 +20,8 @@ static inline double NAME(plain_row)(const REAL *x, int64_t n, int ord) {
     REAL tail[LANES];
     for (int64_t left = n; left > 0; left -= LANES, x += LANES) {
         if (left < LANES) x = NAME(padded)(x, left, tail);
+        look_ahead(x, AHEAD);
+        if (sizeof(REAL) == 8) look_ahead(x, AHEAD + 64);
         a = four_add(a, NAME(power)(FOUR(x), ord));
         b = four_add(b, NAME(power)(FOUR(x + 4), ord));
         c = four_add(c, NAME(power)(FOUR(x + 8), ord));
@@ -128,8 +130,13 @@ static inline Four NAME(entry_of_four)(const REAL *x, int64_t length) {
 static inline void NAME(plain_short)(const REAL *x, int64_t length, int64_t n, double *restrict sum, int ord) {
     int64_t j = 0;
     for (; j + 4 <= n; j += 4, x += 4 * length) {
-        Four total = four_all(0);
-        for (int64_t i = 0; i < length; i++) total = four_add(total, NAME(power)(NAME(entry_of_four)(x + i, length), ord));
+        Four total = four_all(0), entry[4];
+        int64_t i = 0;
+        for (; i + 4 <= length; i += 4) {
+            NAME(turn)(entry, x + i, length);
+            for (int k = 0; k < 4; k++) total = four_add(total, NAME(power)(entry[k], ord));
+        }
+        for (; i < length; i++) total = four_add(total, NAME(power)(NAME(entry_of_four)(x + i, length), ord));
         four_store(sum + j, total);
     }
     for (; j < n; j++, x += length) {
@@ -143,8 +150,13 @@ static inline void NAME(wide_short)(
     const REAL *x, int64_t length, int64_t n, double *restrict high, double *restrict low, int ord) {
     int64_t j = 0;
     for (; j + 4 <= n; j += 4, x += 4 * length) {
-        Four sum = four_all(0), rest = sum;
-        for (int64_t i = 0; i < length; i++) NAME(accumulate)(&sum, &rest, NAME(entry_of_four)(x + i, length), ord);
+        Four sum = four_all(0), rest = sum, entry[4];
+        int64_t i = 0;
+        for (; i + 4 <= length; i += 4) {
+            NAME(turn)(entry, x + i, length);
+            for (int k = 0; k < 4; k++) NAME(accumulate)(&sum, &rest, entry[k], ord);
+        }
+        for (; i < length; i++) NAME(accumulate)(&sum, &rest, NAME(entry_of_four)(x + i, length), ord);
         four_store(high + j, sum);
         four_store(low + j, rest);
     }

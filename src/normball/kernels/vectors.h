@@ -28,6 +28,20 @@ static inline Four four_square_minus(Four v, Four square, Four near) {
     return _mm256_fmsub_pd(v, v, near);
 }
 
+/* Four entries of each of four groups, `length` entries apart, turned: entry k of all groups. */
+static inline void double_turn(Four *entry, const double *x, int64_t length) {
+    Four a = four_load(x), b = four_load(x + length), c = four_load(x + 2 * length), d = four_load(x + 3 * length);
+    Four ab = _mm256_unpacklo_pd(a, b), cd = _mm256_unpacklo_pd(c, d);
+    Four up = _mm256_unpackhi_pd(a, b), down = _mm256_unpackhi_pd(c, d);
+    entry[0] = _mm256_permute2f128_pd(ab, cd, 0x20), entry[1] = _mm256_permute2f128_pd(up, down, 0x20);
+    entry[2] = _mm256_permute2f128_pd(ab, cd, 0x31), entry[3] = _mm256_permute2f128_pd(up, down, 0x31);
+}
+static inline void float_turn(Four *entry, const float *x, int64_t length) {
+    __m128 a = _mm_loadu_ps(x), b = _mm_loadu_ps(x + length), c = _mm_loadu_ps(x + 2 * length), d = _mm_loadu_ps(x + 3 * length);
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    entry[0] = _mm256_cvtps_pd(a), entry[1] = _mm256_cvtps_pd(b), entry[2] = _mm256_cvtps_pd(c), entry[3] = _mm256_cvtps_pd(d);
+}
+
 static inline Eight eight_all(float v) { return _mm256_set1_ps(v); }
 static inline Eight eight_load(const float *x) { return _mm256_loadu_ps(x); }
 static inline void eight_store(float *y, Eight v) { _mm256_storeu_ps(y, v); }
@@ -83,6 +97,12 @@ static inline Four four_of(double a, double b, double c, double d) {
 }
 static inline Four four_widen(const float *x) { return four_of(x[0], x[1], x[2], x[3]); }
 static inline void four_store(double *y, Four v) { pair_store(y, v.a), pair_store(y + 2, v.b); }
+static inline void double_turn(Four *entry, const double *x, int64_t length) {
+    for (int k = 0; k < 4; k++) entry[k] = four_of(x[k], x[length + k], x[2 * length + k], x[3 * length + k]);
+}
+static inline void float_turn(Four *entry, const float *x, int64_t length) {
+    for (int k = 0; k < 4; k++) entry[k] = four_of(x[k], x[length + k], x[2 * length + k], x[3 * length + k]);
+}
 static inline Four four_add(Four x, Four y) { return (Four){pair_add(x.a, y.a), pair_add(x.b, y.b)}; }
 static inline Four four_sub(Four x, Four y) { return (Four){pair_sub(x.a, y.a), pair_sub(x.b, y.b)}; }
 static inline Four four_mul(Four x, Four y) { return (Four){pair_mul(x.a, y.a), pair_mul(x.b, y.b)}; }
@@ -112,6 +132,15 @@ static inline Eight eight_size(Eight a) {
 }
 
 #endif
+
+/* Have memory some bytes ahead brought into the cache: sums keep too few reads under way by themselves. */
+static inline void look_ahead(const void *x, int64_t bytes) {
+#if defined(__GNUC__) || defined(__clang__)
+    __builtin_prefetch((const char *)x + bytes);
+#else
+    (void)x, (void)bytes;
+#endif
+}
 
 /* The error of sum = a + b (Knuth). */
 static inline Four four_sum_error(Four a, Four b, Four sum) {

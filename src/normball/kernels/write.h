@@ -42,14 +42,16 @@ static void write_block(
 
 static int keeps(Answer answer) { return answer.factor == 1 && !answer.careful; }
 
-/* A run of one group's entries. */
+/* A run of one group's entries. While they are written, which takes memory some time, the next group is brought in. */
 static void write_run(const Plan *plan, const char *x, int64_t x_step, char *y, int64_t y_step, int64_t length, Answer answer) {
-    if (keeps(answer)) {
-        copy_run(plan->dtype, x, x_step, y, y_step, length, plan->streaming);
-        return;
-    }
+    int64_t size = itemsize(plan->dtype), ahead = x_step == size && length * size <= NEXT_BYTES ? length * size : 0;
     for (int64_t i = 0; i < length; i += ROW_BLOCK) {
         int64_t n = length - i < ROW_BLOCK ? length - i : ROW_BLOCK;
+        for (int64_t at = 0; ahead && at < n * size; at += 64) look_ahead(x + i * size, ahead + at);
+        if (keeps(answer)) {
+            copy_run(plan->dtype, x + i * x_step, x_step, y + i * y_step, y_step, n, plan->streaming);
+            continue;
+        }
         write_block(plan->dtype, x + i * x_step, x_step, y + i * y_step, y_step, n, answer, plan->streaming);
     }
 }
