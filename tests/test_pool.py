@@ -41,6 +41,7 @@ class Log(ctypes.Structure):
         ("seen", ctypes.c_int64),
         ("threads", ctypes.c_void_p * 128),
         ("open", ctypes.c_int),
+        ("impatient", ctypes.c_void_p),
     )
 
     def __init__(self, count, **settings):
@@ -298,36 +299,44 @@ def fork_while_helpers_sleep(pool):
 
 
 def fork_while_helpers_work(pool):
-    log = Log(4)
-    first = threading.Thread(target=lambda: pool.run(4, 4, log, "harness_wait"))
-    first.start()
-    wait_for(lambda: log.begun == 4)
-    in_child(lambda: [pool.check_together(threads) for threads in (4, 2, 8)])
-    in_threads(*[lambda: in_child(lambda: pool.check_together(4))] * 4)  # from other threads than the first
-    log.open = 1
-    first.join()
-    log.check(4)
-    pool.check_together(4)
+    def child():
+        for threads in (4, 2, 8):
+            pool.check_together(threads)
+        for _ in range(10):
+            pool.check(3, 3)
+
+    for caller_waits in (False, True):  # for its helpers, or works itself
+        log = Log(4, meeting=4)
+
+        def call(log=log, caller_waits=caller_waits):
+            log.impatient = threading.get_ident() if caller_waits else None
+            pool.run(4, 4, log, "harness_wait")
+
+        first = threading.Thread(target=call)
+        first.start()
+        wait_for(lambda log=log: log.begun == 4)
+        wait_for(lambda log=log, wanted=caller_waits: log.ended == wanted)
+        time.sleep(0.01)
+        in_child(child)
+        in_threads(*[lambda: in_child(child)] * 4)  # from other threads than the first
+        log.open = 1
+        first.join()
+        log.check(4)
+        pool.check_together(4)
 
 
 def fork_at_any_moment(pool):
-    done = threading.Event()
-
-    def hammer():
-        while not done.is_set():
-            log = Log(3)
-            pool.run(3, 3, log)
-            for _ in range(50):
-                pool.run(2, 2, log)
+    log = Log(0)
 
     def forks():
         try:
-            for _ in range(100):
+            for _ in range(80):
                 in_child(lambda: [pool.check_together(threads) for threads in (3, 2)])
         finally:
-            done.set()
+            log.open = 1
 
-    in_threads(hammer, hammer, forks)
+    hammer = pool.library.harness_hammer
+    in_threads(lambda: hammer(ctypes.byref(log)), lambda: hammer(ctypes.byref(log)), forks)
 
 
 def fork_inside_stop(pool):
@@ -398,6 +407,11 @@ def the_setting(pool):
     assert pool.threads() == default
 
 
+def the_cpus_it_may_run_on(pool):
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+    assert pool.threads() == 1
+
+
 LAWS = [
     each_index_once,
     all_threads_work_together,
@@ -419,6 +433,7 @@ LAWS = [
     helpers_hear_no_signal,
     the_process_ends_with_helpers_at_work,
     the_setting,
+    the_cpus_it_may_run_on,
 ]
 
 

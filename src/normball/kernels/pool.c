@@ -1,5 +1,5 @@
-/* See pool.h. A job is open while it has seats. A helper takes its first index and its seat under the lock, so whoever
- * comes late finds no index and is nobody the caller would wait for.
+/* See pool.h. A helper joins a job by taking its first index, under the lock: one that comes late finds none left, and
+ * is nobody to wait for.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* sched_getaffinity */
@@ -57,8 +57,8 @@ enum {
     STACK = 1 << 20, /* the kernels use 400 KiB */
 };
 
-/* `owned` says whose the pool is: only its owner opens and closes jobs and starts helpers. The lock guards seats and
- * active. The job stands still while it has seats or active helpers. */
+/* One thread at a time owns the pool: it alone sets the job and starts helpers. The lock guards seats and active; it is
+ * held for a few instructions only. The job stands still from the time it is set until nobody is active. */
 static struct {
     pthread_mutex_t lock;
     pthread_cond_t opened, left;
@@ -76,7 +76,7 @@ static int64_t take_index(void) { return atomic_fetch_add_explicit(&pool.next, 1
 
 /* ---- helpers ----------------------------------------------------------------------------------------------------------- */
 
-/* Wakes two: each of them wakes two more, so that no one thread pays for all the calls to the kernel. */
+/* Wakes two, each of whom wakes two more: no one thread pays for all the system calls, nor do all depend on one. */
 static void wake(int64_t seats) {
     if (seats > 0) pthread_cond_signal(&pool.opened);
     if (seats > 1) pthread_cond_signal(&pool.opened);
@@ -156,9 +156,8 @@ static int take_part(int64_t count, int (*stop)(void)) {
 
 static void close_job(void *unused) {
     (void)unused;
-    atomic_store_explicit(&pool.next, pool.count, memory_order_relaxed);
+    atomic_store_explicit(&pool.next, pool.count, memory_order_relaxed); /* nobody begins another */
     pthread_mutex_lock(&pool.lock);
-    pool.seats = 0;
     while (pool.active) pthread_cond_wait(&pool.left, &pool.lock);
     pthread_mutex_unlock(&pool.lock);
     atomic_store(&pool.owned, 0);
