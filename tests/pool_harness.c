@@ -1,4 +1,4 @@
-/* What test_pool.py hands to the pool as work. Indices count what happened to them; nothing here decides what is right. */
+/* What test_pool.py hands to the pool as work: it counts what happened, and does not decide what is right. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
@@ -8,7 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* ---- the pool, with its threads under our control ------------------------------------------------------------------- */
+/* ---- the pool, with its threads under our control ---------------------------------------------------------------- */
 
 enum { AS_USUAL, NO_THREADS, LATE_THREADS };
 static atomic_int creation = AS_USUAL, late_begin, late_begun;
@@ -40,7 +40,7 @@ static int create(pthread_t *thread, const pthread_attr_t *attributes, void *(*s
 #include "pool.c"
 #undef pthread_create
 
-/* ---- work ------------------------------------------------------------------------------------------------------------ */
+/* ---- work -------------------------------------------------------------------------------------------------------- */
 
 enum { MOST_SEEN = 128 };
 
@@ -118,7 +118,7 @@ void harness_hammer(const Log *log) {
     while (!log->open) pool_run(2, 2, no_work, NULL, NULL);
 }
 
-/* ---- stops ------------------------------------------------------------------------------------------------------------ */
+/* ---- stops ------------------------------------------------------------------------------------------------------- */
 
 static _Thread_local struct {
     int asked, yes_after;

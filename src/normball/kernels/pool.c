@@ -10,7 +10,7 @@
 #include <string.h>
 #include <time.h>
 
-/* ---- when to ask whether to stop ------------------------------------------------------------------------------------ */
+/* ---- when to ask whether to stop --------------------------------------------------------------------------------- */
 
 enum { PATIENCE = 10 * 1000 * 1000 }; /* nanoseconds */
 
@@ -74,7 +74,7 @@ static struct {
 
 static int64_t take_index(void) { return atomic_fetch_add_explicit(&pool.next, 1, memory_order_relaxed); }
 
-/* ---- helpers ----------------------------------------------------------------------------------------------------------- */
+/* ---- helpers ----------------------------------------------------------------------------------------------------- */
 
 /* Wakes two, each of whom wakes two more: no one thread pays for all the system calls, nor do all depend on one. */
 static void wake(int64_t seats) {
@@ -129,7 +129,7 @@ static void start_anew(void) {
 
 static void watch_forks(void) { pthread_atfork(NULL, NULL, start_anew); }
 
-/* ---- jobs, by the pool's owner --------------------------------------------------------------------------------------- */
+/* ---- jobs, by the pool's owner ----------------------------------------------------------------------------------- */
 
 static void open_job(int64_t count, int64_t helpers, pool_work *work, void *context) {
     static pthread_once_t watching = PTHREAD_ONCE_INIT;
@@ -177,7 +177,7 @@ int pool_run(int64_t count, int64_t threads, pool_work *work, void *context, int
     return stopped;
 }
 
-/* ---- the setting ------------------------------------------------------------------------------------------------------- */
+/* ---- the setting ------------------------------------------------------------------------------------------------- */
 
 static int64_t at_most(int64_t threads) { return threads < MOST_THREADS ? threads : MOST_THREADS; }
 

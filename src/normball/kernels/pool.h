@@ -18,8 +18,9 @@ typedef void pool_work(void *context, int64_t index);
  * be NULL. It is asked on the calling thread, between indices, after each 10 ms: in short calls never. */
 int pool_run(int64_t count, int64_t threads, pool_work *work, void *context, int (*stop)(void));
 
-/* How many threads to use, 1 to 64, as pool_set_threads said. At first, and after pool_set_threads(0): the environment's
- * NORMBALL_NUM_THREADS, else its OMP_NUM_THREADS, else the number of CPUs this process may run on, read at first use. */
+/* How many threads to use, 1 to 64, as pool_set_threads said. At first, and after pool_set_threads(0): the
+ * environment's NORMBALL_NUM_THREADS, else its OMP_NUM_THREADS, else the number of CPUs this process may run on; read
+ * once, at first use. */
 int64_t pool_threads(void);
 void pool_set_threads(int64_t threads);
 
