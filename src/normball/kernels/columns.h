@@ -202,15 +202,16 @@ static void sum_columns(const Plan *plan, Chunk *chunk, Place place, int64_t ste
 enum { ALL_COMPLY = 0, SOME_VIOLATE = 1, SOME_UNCLEAR = 2 };
 
 /* The factor of each column, where it is clear at a glance and no entry needs care; 0, which is none, elsewhere.
- * Without a branch and with steps of 0 or 1, so that compilers do it some columns at a time. */
+ * Without a branch and with a step of 0 or 1, so that compilers do it some columns at a time. */
 static inline int glance(
     const Plan *plan, Chunk *chunk, int64_t n, int ord, int wide, const double *bounds, const double *epsilons, int step) {
     double *restrict factor = chunk->factor;
     const double *restrict high = chunk->high, *restrict low = chunk->low;
     double doubt = wide ? WIDE_DOUBT : PLAIN_DOUBT, least = plan->dtype != NORMBALL_F64 ? LEAST_NARROW_FACTOR : LEAST_FACTOR;
-    Wide only = limit_of(ord, *bounds);
+    const double first_bound = *bounds, first_epsilon = *epsilons;
+    const Wide only = limit_of(ord, first_bound);
     for (int64_t j = 0; j < n; j++) {
-        double bound = bounds[j * step], epsilon = epsilons[j * step], sum = high[j];
+        double bound = step ? bounds[j] : first_bound, epsilon = step ? epsilons[j] : first_epsilon, sum = high[j];
         Wide limit = step ? limit_of(ord, bound) : only;
         double excess = (sum - limit.high) + (low[j] - limit.low);
         double code = excess > 0 ? -1.0 : 1.0;
@@ -225,7 +226,8 @@ static inline int glance(
     for (int64_t j = 0; j < n; j++) compliant += factor[j] == 1;
     if (compliant == n) return ALL_COMPLY;
     for (int64_t j = 0; j < n; j++) {
-        double own = factor_of((Wide){high[j], low[j]}, ord, wide, bounds[j * step], epsilons[j * step]);
+        double bound = step ? bounds[j] : first_bound, epsilon = step ? epsilons[j] : first_epsilon;
+        double own = factor_of((Wide){high[j], low[j]}, ord, wide, bound, epsilon);
         own = own >= least ? own : 0.0;
         factor[j] = factor[j] < 0 ? own : factor[j];
     }

@@ -130,6 +130,7 @@ static inline Four NAME(entry_of_four)(const REAL *x, int64_t length) {
 static inline void NAME(plain_short)(const REAL *x, int64_t length, int64_t n, double *restrict sum, int ord) {
     int64_t j = 0;
     for (; j + 4 <= n; j += 4, x += 4 * length) {
+        for (int64_t at = 0; at < 4 * length; at += 64 / (int64_t)sizeof *x) look_ahead(x + at, 2 * AHEAD);
         Four total = four_all(0), entry[4];
         int64_t i = 0;
         for (; i + 4 <= length; i += 4) {
@@ -150,6 +151,7 @@ static inline void NAME(wide_short)(
     const REAL *x, int64_t length, int64_t n, double *restrict high, double *restrict low, int ord) {
     int64_t j = 0;
     for (; j + 4 <= n; j += 4, x += 4 * length) {
+        for (int64_t at = 0; at < 4 * length; at += 64 / (int64_t)sizeof *x) look_ahead(x + at, 2 * AHEAD);
         Four sum = four_all(0), rest = sum, entry[4];
         int64_t i = 0;
         for (; i + 4 <= length; i += 4) {
