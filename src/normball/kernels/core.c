@@ -39,7 +39,7 @@ enum {
     PROBE_ROWS = 32,     /* rows after which a quick sum is given up where it does not look good */
     NEARBY = 16,         /* columns in place: gaps up to this long are rewritten with the bits they have */
     QUICK_BYTES = 1 << 17,      /* rows up to this long are in cache when a quick sum turns out not to do */
-    AHEAD = 512,                /* bytes that sums look ahead */
+    AHEAD = 256,                /* bytes that sums look ahead */
     NEXT_BYTES = 1 << 16,       /* groups up to this long are brought in while the one before is written */
     STREAM_BYTES = 12 << 20,    /* results longer than this are written past the caches */
     TASK_BYTES = 1 << 19,       /* work is handed out in about so much at a time */
@@ -187,26 +187,39 @@ static void norm_of_row(const Plan *plan, Place place, Wide sum) {
     *(double *)place.at[NORMS] = norm_beside(&group, sum, (double *)place.at[BOUND]);
 }
 
+/* Rows from `place` on, as far as they clearly comply by a quick sum. Returns how many. */
+static int64_t keep_rows(const Plan *plan, Place place, const int64_t *step, int64_t n) {
+    double limit = quick_limit(plan, *(double *)place.at[BOUND], *(double *)place.at[EPSILON]);
+    for (int64_t j = 0; j < n; j++, place = moved(place, step, 1)) {
+        if (j && (step[BOUND] | step[EPSILON])) limit = quick_limit(plan, *(double *)place.at[BOUND], *(double *)place.at[EPSILON]);
+        if (!(quick_row_sum(plan, place) <= limit)) return j;
+        if (!plan->in_place) write_group(&(Part){plan, place}, plainly(1));
+    }
+    return n;
+}
+
 /* A few rows: each summed, judged and written while it is in cache. */
 static void each_row(const Plan *plan, Place place, const int64_t *step, int64_t n) {
-    int quick = plan->ord != NORMBALL_ORD_INF && plan->length * itemsize(plan->dtype) <= QUICK_BYTES, hopeful = quick;
+    int quick = !plan->only_norms && plan->ord != NORMBALL_ORD_INF && plan->length * itemsize(plan->dtype) <= QUICK_BYTES;
+    int hopeful = quick;
     for (int64_t j = 0; j < n; j++, place = moved(place, step, 1)) {
+        const char *fed = NOTHING;
+        if (hopeful) {
+            int64_t kept = keep_rows(plan, place, step, n - j);
+            j += kept;
+            place = moved(place, step, kept);
+            if (j == n) return;
+            fed = EVERYTHING;
+        }
+        Wide sum = row_sum(plan, place, fed);
         if (plan->only_norms) {
-            norm_of_row(plan, place, row_sum(plan, place, EVERYTHING));
+            norm_of_row(plan, place, sum);
             continue;
         }
         Group group = group_at(plan, place);
-        const char *fed = NOTHING;
-        Answer answer = plainly(1);
-        if (hopeful) {
-            hopeful = quick_row_sum(plan, place) <= quick_limit(plan, *(double *)place.at[BOUND], *(double *)place.at[EPSILON]);
-            fed = EVERYTHING;
-        }
-        if (!hopeful) {
-            answer = judge_own(&group, row_sum(plan, place, fed));
-            hopeful = quick && keeps(answer);
-        }
+        Answer answer = judge_own(&group, sum);
         write_group(&group.only, answer);
+        hopeful = quick && keeps(answer);
     }
 }
 
@@ -499,10 +512,13 @@ static int each_group(const Course *course, const Plan *plan) {
     for (int d = 0; d + 1 < plan->kept.count; d++) runs *= plan->kept.dim[d].size;
     int64_t count = runs * pieces.per_run, piece_bytes = pieces.piece * plan->length * itemsize(plan->dtype), n;
     if (count >= 2 * threads_for(course, plan->bytes)) return share_out(course, 1, count, piece_bytes, each_piece, &pieces);
-    for (int64_t i = 0; i < count; i++) { /* few pieces: the work within each is shared out, where it can be */
+    /* Few pieces: the work within each is shared out, where there is with whom, or where it may be stopped meanwhile. */
+    int share = threads_for(course, plan->bytes) > 1 || (course->stop && plan->bytes >= STOP_BYTES);
+    for (int64_t i = 0; i < count; i++) {
         Place place = place_of_piece(&pieces, i, &n);
         int ended = -1;
-        if (!plan->columnar && n == 1 && is_long(plan)) ended = each_long_row(course, plan, place);
+        if (!share) ended = -1;
+        else if (!plan->columnar && n == 1 && is_long(plan)) ended = each_long_row(course, plan, place);
         else if (plan->columnar && columns_are_long(plan, n)) ended = each_long_chunk(course, plan, place, pieces.step, n);
         if (ended < 0) {
             Mode mode = mode_enter();

@@ -22,9 +22,9 @@ static inline double quick_row(const float *x, int64_t n, int ord) {
         d = eight_add(d, eight_power(eight_load(x + 24), ord));
     }
     eight_store(lane, eight_add(eight_add(a, c), eight_add(b, d)));
-    double sum = 0;
-    for (int l = 0; l < 8; l++) sum += lane[l];
-    return sum;
+    double sum[4];
+    four_store(sum, four_add(four_widen(lane), four_widen(lane + 4)));
+    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
 /* Add a few rows of n columns to the columns' sums: eight terms in float, the rest in double. */
