@@ -372,6 +372,32 @@ def test_empty(kernel):
 
 
 @pytest.mark.parametrize("ord", ORDERS)
+def test_list_is_constrained_as_one_at_a_time(kernel, ord):
+    rng = np.random.default_rng(16)
+    for count in (0, 1, 2, len(CASES) * len(DTYPES)):
+        cells = [(shape, axes, dtype) for shape, axes in CASES for dtype in DTYPES][:count]
+        xs = [values(rng, shape, dtype, 1) for shape, _, dtype in cells]
+        axes = [axes for _, axes, _ in cells]
+        # Bounds as floats and as arrays, side by side.
+        bounds = [0.5 if i % 3 else fallback.norms(x, axes[i], ord) * 0.7 for i, x in enumerate(xs)]
+        small = [1e-7 if i % 2 else np.zeros(()) for i, _ in enumerate(xs)]
+        wanted = [constrained(kernel, *job, ord) for job in zip(xs, axes, bounds, small, strict=True)]
+        outs = [x if i % 2 else np.empty_like(x) for i, x in enumerate(xs)]
+        kernel.constrain_each(xs, outs, axes, bounds, small, ord)
+        assert all(same_bits(out, want) for out, want in zip(outs, wanted, strict=True))
+
+
+@pytest.mark.parametrize("ord", ORDERS)
+def test_floats_are_bounds_too(kernel, ord):
+    x = np.random.default_rng(17).standard_normal((40, 6))
+    out = np.empty_like(x)
+    kernel.constrain(x, out, (0,), 1.5, 1e-7, ord)
+    assert same_bits(out, constrained(kernel, x, (0,), 1.5, 1e-7, ord))
+    bound = float(kernel.norms(x, (0,), ord)[0, 2])
+    assert same_bits(kernel.norms(x, (0,), ord, bound), kernel.norms(x, (0,), ord, np.array(bound)))
+
+
+@pytest.mark.parametrize("ord", ORDERS)
 def test_total(kernel, ord):
     rng = np.random.default_rng(12)
     for scale in (1.0, 1e-30, 1e30):
@@ -476,21 +502,41 @@ def test_long_groups_keep_their_law():
 def test_wrong_memory_is_refused():
     x = np.ones((3, 4))
     zero, one = np.zeros(()), np.ones(())
+    unaligned = np.zeros(97, np.uint8)[1:].view(np.float64).reshape(3, 4)
     for args in [
-        (x, np.ones((4, 3)), 0, 2, 1, one, zero),
-        (x, x.copy(), 1, 2, 1, one, zero),
-        (x, x.copy(), 0, 2, 1, np.ones(3), zero),
-        (x, x.copy(), 0, 2, 1, np.ones((3, 1)), zero),
-        (x, x.copy(), 0, 7, 1, one, zero),
-        (x, x.copy(), 9, 2, 1, one, zero),
-        (x, x.copy(), 0, 2, 1, np.ones((), np.float32), zero),
+        (2, x, np.ones((4, 3)), 0, (0,), one, zero),
+        (2, x, np.ones(3), 0, (0,), one, zero),
+        (2, x, x.copy(), 1, (0,), one, zero),
+        (2, x, x.copy(), 0, (0,), np.ones(3), zero),
+        (2, x, x.copy(), 0, (0,), np.ones((3, 1)), zero),
+        (2, x, x.copy(), 0, (0,), 1.0, np.ones((1, 1, 1))),
+        (7, x, x.copy(), 0, (0,), one, zero),
+        (2, x, x.copy(), 9, (0,), one, zero),
+        (2, x, x.copy(), 0, (-1,), one, zero),
+        (2, x, x.copy(), 0, (64,), one, zero),
+        (2, x, x.copy(), 0, (0,), np.ones((), np.float32), zero),
+        (2, x, unaligned, 0, (0,), one, zero),
+        (2, unaligned, x.copy(), 0, (0,), one, zero),
     ]:
         with pytest.raises(ValueError):
+            _native.constrain(*args)
+        first = x.copy()
+        with pytest.raises(ValueError):  # as the second of two; the first is not written to either
+            _native.constrain(args[0], x, first, 0, (0,), 0.5, 0.0, *args[1:])
+        assert same_bits(first, x)
+    for args in [
+        (),
+        (2, x),
+        (2, x, x.copy(), 0, (0,), 1.0),
+        (2, x, x.copy(), 0, [0], one, zero),
+        (2, x, 1, 0, (), 1.0, 0.0),
+    ]:
+        with pytest.raises((TypeError, SystemError)):
             _native.constrain(*args)
     frozen = np.ones((3, 4))
     frozen.flags.writeable = False
     with pytest.raises((ValueError, BufferError)):
-        _native.constrain(x, frozen, 0, 2, 1, one, zero)
+        _native.constrain(2, x, frozen, 0, (0,), one, zero)
 
 
 @needs_native

@@ -1,10 +1,10 @@
 """The public functions: read the arguments, find the backend, hand over."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from normball import arguments
-from normball.dispatch import backend_for
+from normball.dispatch import backend_for, check_type, types_of
 
 
 def norm_constraint(
@@ -96,10 +96,12 @@ def norm_constraint(
     >>> bool(np.isclose(np.max(compute_norms(param.get_value())), 10))
     True
     """
+    if arguments.is_list(tensor_var):
+        return _constrain_each(tensor_var, max_norm, norm_axes, epsilon, ord, out)
+    backend = backend_for(type(tensor_var), type(max_norm), type(epsilon))
     axes = arguments.read_axes(_ndim(tensor_var), norm_axes)
     bound, small = arguments.read_bound("max_norm", max_norm), arguments.read_bound("epsilon", epsilon)
-    order = arguments.read_ord(ord)
-    return backend_for(tensor_var, bound, small).constrain(tensor_var, bound, axes, small, order, out)
+    return backend.constrain(tensor_var, bound, axes, small, arguments.read_ord(ord), out)
 
 
 def total_norm_constraint(
@@ -169,9 +171,13 @@ def total_norm_constraint(
     order = arguments.read_ord(ord)
     if not variables:
         return ([], 0.0) if return_norm else []
+    types = set(map(type, variables))
+    for kind in types:
+        check_type(kind)
     for variable in variables:
         _ndim(variable)
-    constrained, total = backend_for(*variables, bound, small).constrain_total(variables, bound, small, order)
+    backend = backend_for(*types, type(max_norm), type(epsilon))
+    constrained, total = backend.constrain_total(variables, bound, small, order)
     return (constrained, total) if return_norm else constrained
 
 
@@ -214,15 +220,34 @@ def compute_norms(array: Any, norm_axes: Any = None, *, ord: float = 2) -> Any:
     >>> compute_norms(np.array([[3.0, 1.0], [4.0, 0.0]]))
     array([5., 1.])
     """
-    ndim = _ndim(array)
+    backend, ndim = backend_for(type(array)), _ndim(array)
     axes = () if norm_axes is None and ndim == 1 else arguments.read_axes(ndim, norm_axes)
-    backend, order = backend_for(array), arguments.read_ord(ord)
+    order = arguments.read_ord(ord)
     norms = backend.norm(backend.summarise(array, axes, order), order)
     return norms.squeeze(axes)
 
 
-def _ndim(tensor_var: Any) -> int:
-    backend_for(tensor_var)  # refuses what is no array before anything is asked of it
-    if not hasattr(tensor_var, "ndim"):  # a PyTensor variable that is no tensor, say
-        raise arguments.no_array(tensor_var)
-    return tensor_var.ndim
+def _constrain_each(
+    tensor_vars: Iterable[Any], max_norm: Any, norm_axes: Any, epsilon: Any, ord: float, out: Any
+) -> list:
+    """`norm_constraint` of a list, every array by itself."""
+    variables = list(tensor_vars)
+    types = types_of(variables, type(tensor_vars))
+    ndims = [_ndim(variable, index) for index, variable in enumerate(variables)]
+    if isinstance(norm_axes, Iterator):  # read once for each
+        norm_axes = list(norm_axes)
+    axes = [arguments.read_axes(ndim, norm_axes, index) for index, ndim in enumerate(ndims)]
+    bounds = arguments.read_bounds("max_norm", max_norm, len(variables))
+    small, order = arguments.read_bound("epsilon", epsilon), arguments.read_ord(ord)
+    outs = arguments.read_outs(out, len(variables))
+    if not variables:
+        return []
+    backend = backend_for(*types, *set(map(type, bounds)), type(small))
+    return backend.constrain_each(variables, bounds, axes, small, order, outs)
+
+
+def _ndim(tensor_var: Any, index: int | None = None) -> int:
+    try:
+        return tensor_var.ndim
+    except AttributeError:  # a PyTensor variable that is no tensor, say
+        raise arguments.no_array(tensor_var, index) from None

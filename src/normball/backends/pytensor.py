@@ -60,6 +60,15 @@ def constrain(x: Any, max_norm: Any, axes: tuple[int, ...], epsilon: Any, ord: f
     return NormConstraint(axes, ord)(x, max_norm, epsilon)
 
 
+def constrain_each(
+    xs: Sequence[Any], max_norms: Sequence[Any], axes: Sequence[tuple], epsilon: Any, ord: float, outs: Sequence[Any]
+) -> list[Variable]:
+    """Every variable as `constrain` would."""
+    variables = [_tensor(x, index) for index, x in enumerate(xs)]
+    jobs = zip(variables, max_norms, axes, outs, strict=True)
+    return [constrain(x, max_norm, own_axes, epsilon, ord, out) for x, max_norm, own_axes, out in jobs]
+
+
 def constrain_total(xs: Sequence[Any], max_norm: Any, epsilon: Any, ord: float) -> tuple[list[Variable], Variable]:
     """All variables as one group inside its ball, and its norm before."""
     _check_constants(max_norm, epsilon)
@@ -353,14 +362,15 @@ def _lifted(x: Variable, core: int, depth: int, full: int) -> Variable:
     return x.dimshuffle(*missing, *range(own), *padding, *range(own, x.ndim))
 
 
-def _tensor(x: Any) -> Variable:
+def _tensor(x: Any, index: int | None = None) -> Variable:
     """X as a dense variable of a dtype that has a norm ball here."""
+    what = arguments.entry("tensor_var", index)
     if isinstance(x, Variable) and not isinstance(x.type, DenseTensorType):
-        message = f"tensor_var of type {x.type}: must be a dense tensor; pass x.values, or x.toarray() for a sparse one"
+        message = f"{what} of type {x.type}: must be a dense tensor; pass x.values, or x.toarray() for a sparse one"
         raise TypeError(message)
     variable = pt.as_tensor_variable(x)
     if variable.dtype not in arguments.REAL_FLOATS:
-        raise arguments.wrong_dtype(variable.dtype)
+        raise arguments.wrong_dtype(variable.dtype, what)
     return variable
 
 

@@ -11,4 +11,5 @@ if os.environ.get("NORMBALL_KERNEL") != "numpy":
     with contextlib.suppress(ImportError):  # installed without a compiler: the same promises, slower
         from normball.kernels import native as best
 
-constrain, constrain_total, norms = best.constrain, best.constrain_total, best.norms
+constrain, constrain_each = best.constrain, best.constrain_each
+constrain_total, norms = best.constrain_total, best.norms
