@@ -28,29 +28,34 @@ def norm_constraint(
 
     Parameters
     ----------
-    tensor_var : array
+    tensor_var : array or iterable of array
         Weights, an update, a gradient: a NumPy array (float64, float32, float16, bfloat16) or a PyTensor variable
-        (float64, float32, float16), of any shape and layout.
-    max_norm : float or array
+        (float64, float32, float16), of any shape and layout. Or several of them, in a list or from a generator: each
+        is constrained by itself, NumPy arrays in one go.
+    max_norm : float or array, or list of these
         The largest norm allowed, in the units of `tensor_var`. One number, or anything that broadcasts against the
         norms with the reduced axes kept as 1 (one bound per unit). `inf` means no constraint. In a PyTensor graph it
-        may be symbolic or shared: a schedule needs no second compilation.
+        may be symbolic or shared: a schedule needs no second compilation. For several arrays one bound for all, or a
+        list of as many.
     norm_axes : int or sequence of int, optional
         The axes to take the norm over. By default a 2-D array is a dense layer's (inputs, outputs), with the norm over
         axis 0, and a 3-D, 4-D or 5-D one a convolution's (filters, channels, space...), with the norm over all axes
-        but 0. Others must say. ``()`` makes every entry its own group.
+        but 0. Others must say. ``()`` makes every entry its own group. Of several arrays each has its own default;
+        axes that are given are those of all.
     epsilon : float or array, optional
         Added to the norms of violating groups, so that they end this much inside the ball. Unlike in PyMC and Lasagne,
         compliant groups never feel it.
     ord : 1, 2 or inf, optional
         The order p of the norm.
-    out : array, optional
+    out : array or list of array, optional
         NumPy only: where to write the result; an array of the same shape and dtype, which may be `tensor_var` itself.
+        For several arrays a list of as many, none of which shares memory with another.
 
     Returns
     -------
-    array
-        Of the same kind, dtype and shape as `tensor_var`, which is not written to (unless it is `out`).
+    array or list of array
+        Of the same kind, dtype and shape as `tensor_var`, which is not written to (unless it is `out`). A list for
+        several arrays, with the same bits as of one at a time.
 
     Raises
     ------
@@ -58,7 +63,10 @@ def norm_constraint(
         For integers, booleans, complex numbers and objects; for a `max_norm` or `epsilon` that is None, text or bool.
     ValueError
         For axes that are missing, repeated or out of range; a concrete `max_norm` or `epsilon` that is negative or
-        NaN, or does not broadcast; an `out` of another shape or dtype, read-only or partly overlapping `tensor_var`.
+        NaN, or does not broadcast; an `out` of another shape or dtype, read-only or partly overlapping `tensor_var`;
+        lists that are not equally long. Nothing is written then, and the message says which array it is about.
+    KeyboardInterrupt
+        On Ctrl-C, during a long call too. Each group of `out` is then wholly done or as it was.
 
     Notes
     -----
@@ -84,6 +92,16 @@ def norm_constraint(
     >>> norm_constraint(weights, 1.0, epsilon=0)
     array([[0.6, 0.3],
            [0.8, 0.4]])
+
+    All weights of a network, in place, each with a bound of its own:
+
+    >>> layers = [np.full((4, 2), 3.0), np.full((2, 1), 0.5)]
+    >>> norm_constraint(layers, [2.0, 1.0], epsilon=0, out=layers)
+    [array([[1., 1.],
+           [1., 1.],
+           [1., 1.],
+           [1., 1.]]), array([[0.5],
+           [0.5]])]
 
     PyMC's own example, on a PyTensor graph:
 
