@@ -135,7 +135,14 @@ def test_import_is_light_can_fail():
 
 
 def test_public_names():
-    assert sorted(normball.__all__) == ["__version__", "compute_norms", "norm_constraint", "total_norm_constraint"]
+    assert sorted(normball.__all__) == [
+        "__version__",
+        "compute_norms",
+        "get_num_threads",
+        "norm_constraint",
+        "set_num_threads",
+        "total_norm_constraint",
+    ]
     assert all(hasattr(normball, name) for name in normball.__all__)
     for name in ("compute_norms", "norm_constraint", "total_norm_constraint"):
         doc = getattr(normball, name).__doc__

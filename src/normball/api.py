@@ -245,6 +245,58 @@ def compute_norms(array: Any, norm_axes: Any = None, *, ord: float = 2) -> Any:
     return norms.squeeze(axes)
 
 
+def set_num_threads(n: int) -> None:
+    """How many threads a call on NumPy arrays, or in a compiled PyTensor function, may use from now on.
+
+    Results have the same bits whatever the number. Small arrays are worked on by the calling thread alone.
+
+    Parameters
+    ----------
+    n : int
+        At least 1, which is the calling thread alone; more than 64 are not used. It holds for the whole process. The
+        environment variable ``NORMBALL_NUM_THREADS`` sets it from the start.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `n` is no int, or less than 1.
+
+    Notes
+    -----
+    Where the C kernels are not built, the work is NumPy's, in one thread, and this has no effect.
+
+    Examples
+    --------
+    >>> import normball
+    >>> normball.set_num_threads(1)
+    >>> normball.get_num_threads()
+    1
+    """
+    from normball import kernels  # loads NumPy, which `import normball` does not need
+
+    kernels.set_num_threads(arguments.read_threads("n", n))
+
+
+def get_num_threads() -> int:
+    """How many threads a call may use; see `set_num_threads`.
+
+    Returns
+    -------
+    int
+        The number set last, by `set_num_threads` or the environment variable ``NORMBALL_NUM_THREADS``; else that of
+        ``OMP_NUM_THREADS``; else as many as there are CPUs for this process. 1 where the C kernels are not built.
+
+    Examples
+    --------
+    >>> import normball
+    >>> normball.get_num_threads() >= 1
+    True
+    """
+    from normball import kernels
+
+    return kernels.get_num_threads()
+
+
 def _constrain_each(
     tensor_vars: Iterable[Any], max_norm: Any, norm_axes: Any, epsilon: Any, ord: float, out: Any
 ) -> list:

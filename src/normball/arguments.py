@@ -98,6 +98,16 @@ def read_bound(name: str, value: Any) -> Any:
     return number
 
 
+def read_threads(name: str, value: Any) -> int:
+    """A number of threads."""
+    message = f"{name}={value!r}: must be an int >= 1; 1 for the calling thread alone"
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(message)
+    if operator.index(value) < 1:
+        raise ValueError(message)
+    return operator.index(value)
+
+
 def negative_bound(name: str, value: Any) -> ValueError:
     """The error for a concrete bound that is negative or NaN."""
     return ValueError(f"{name}={value}: must be >= 0 and not NaN; a norm is never negative")

@@ -90,6 +90,15 @@ def norms(x: np.ndarray, axes: tuple[int, ...], ord: float, max_norm: float | np
     return _beside(settle(wide, [x], axes, max_norm, ord), max_norm)
 
 
+def get_num_threads() -> int:
+    """NumPy works in the calling thread."""
+    return 1
+
+
+def set_num_threads(n: int) -> None:
+    """As good as nothing: any n allows for one thread."""
+
+
 def summarise(x: np.ndarray, axes: tuple[int, ...], ord: float) -> Wide:
     """Each group's largest entry, or sum of powers, with the reduced axes kept as 1."""
     rows = _as_rows(x, axes)

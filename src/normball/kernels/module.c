@@ -6,6 +6,7 @@
 #include <Python.h>
 
 #include "normball.h"
+#include "pool.h"
 
 /* ---- which instruction set -------------------------------------------------------------------------------------- */
 
@@ -313,6 +314,23 @@ static PyObject *python_select(PyObject *module, PyObject *name) {
     return NULL;
 }
 
+static PyObject *python_threads(PyObject *module, PyObject *args) {
+    (void)module;
+    (void)args;
+    return PyLong_FromLongLong(pool_threads());
+}
+
+static PyObject *python_set_threads(PyObject *module, PyObject *number) {
+    (void)module;
+    long long threads = PyLong_AsLongLong(number);
+    if (threads < 1) {
+        if (!PyErr_Occurred()) refuse("set_threads: at least 1");
+        return NULL;
+    }
+    pool_set_threads(threads);
+    return Py_NewRef(Py_None);
+}
+
 static int add_address(PyObject *addresses, const char *name, uintptr_t address) {
     PyObject *number = PyLong_FromUnsignedLongLong(address);
     int failed = !number || PyDict_SetItemString(addresses, name, number) < 0;
@@ -343,6 +361,8 @@ static PyMethodDef METHODS[] = {
     {"norms", FAST(python_norms), "norms(ord, x, norms, dtype, axes, max_norm or None)"},
     {"levels", python_levels, METH_NOARGS, "The instruction sets that run here, best first."},
     {"select", python_select, METH_O, "Use this instruction set; returns the one before."},
+    {"threads", python_threads, METH_NOARGS, "How many threads a call may use."},
+    {"set_threads", python_set_threads, METH_O, "Let calls use so many threads from now on."},
     {NULL, NULL, 0, NULL},
 };
 

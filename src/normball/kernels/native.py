@@ -61,6 +61,16 @@ def norms(x: np.ndarray, axes: tuple[int, ...], ord: float, max_norm: float | np
     return result
 
 
+def get_num_threads() -> int:
+    """How many threads a call may use."""
+    return _native.threads()
+
+
+def set_num_threads(n: int) -> None:
+    """Let calls use up to n threads from now on."""
+    _native.set_threads(min(n, 2**31 - 1))
+
+
 class _Codes(dict[np.dtype, int]):
     """The codes of dtypes, learnt on first sight: NumPy spells a dtype's name anew each time, for a microsecond."""
 
