@@ -1,6 +1,7 @@
 """The house rules of CONTRIBUTING.md. Each checker is tried on a house that breaks its rule."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import normball
+from normball import kernels
 
 PACKAGE = Path(normball.__file__).parent
 CONTRACT = {
@@ -76,6 +78,28 @@ def loaded_by(code):
     return set(run.stdout.split()) & {"pytensor", "pymc", "jax", "torch", "numba", "ml_dtypes", "scipy", "keras"}
 
 
+def first_use(code="normball.norm_constraint(numpy.ones((2, 2)), 1.0)"):
+    """What a first call adds to NumPy's import, in a fresh interpreter: modules loaded, and files written or made."""
+    probe = f"""
+import os, sys
+import numpy
+before, written = set(sys.modules), []
+def watch(event, args):
+    if event == "open" and args[2] is not None and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        written.append(str(args[0]))
+    if event in ("os.mkdir", "os.rename", "os.link", "os.symlink", "os.truncate"):
+        written.append(str(args[0]))
+sys.addaudithook(watch)
+import normball
+{code}
+print(*sorted(set(sys.modules) - before))
+print(*written)
+"""
+    run = subprocess.run([sys.executable, "-B", "-c", probe], capture_output=True, text=True, check=True)
+    loaded, written = run.stdout.splitlines()
+    return set(loaded.split()), written
+
+
 def sources():
     return {str(p.relative_to(PACKAGE)).replace("\\", "/"): p.read_text() for p in PACKAGE.rglob("*.py")}
 
@@ -132,6 +156,26 @@ def test_import_is_light():
 def test_import_is_light_can_fail():
     pytest.importorskip("pytensor")
     assert "pytensor" in loaded_by("import normball.backends.pytensor")
+
+
+def test_first_call_loads_little_and_writes_nothing():
+    """Not a matter of time, which machines differ in, but of what takes it. Read-only homes and packages will do."""
+    loaded, written = first_use()
+    assert {name for name in loaded if not name.startswith("normball")} <= {
+        "fractions",
+        "decimal",
+        "_decimal",
+        "numbers",
+    }
+    if kernels.best.__name__ == "normball.kernels.native":
+        assert not loaded & {"fractions", "normball.definition", "normball.kernels.fallback"}
+    assert written == ""
+
+
+def test_first_call_can_fail():
+    loaded, written = first_use("import fractions, xml.sax; open(os.devnull, 'w').close()")
+    assert {"fractions", "xml.sax"} <= loaded
+    assert written == os.devnull
 
 
 def test_public_names():
