@@ -23,7 +23,7 @@ CONTRACT = {
 BACKENDS = sorted(p for p in (PACKAGE / "backends").glob("*.py") if p.stem != "__init__" and "_" not in p.stem)
 # Every file that may name a library, besides NumPy, the one dependency.
 KNOWS = {
-    "pytensor": {f"backends/pytensor{part}.py" for part in ("", "_c", "_links", "_numba")},
+    "pytensor": {f"backends/pytensor{part}.py" for part in ("", "_c", "_fusion", "_links", "_numba")},
     "jax": {"backends/jax.py", "backends/pytensor_links.py"},
     "torch": {"backends/pytensor_links.py"},
     "numba": {"backends/pytensor_links.py", "backends/pytensor_numba.py"},

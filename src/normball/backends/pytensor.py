@@ -6,6 +6,7 @@ parts of an expression: PyTensor rewrites x * (c / n) with a constant c to (c * 
 element-wise code with fast-math.
 """
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -493,3 +494,4 @@ def _or_disconnected(variable: Any) -> Variable:
 
 
 pytensor_links.register_when_loaded()
+importlib.import_module("normball.backends.pytensor_fusion")  # it registers its rewrite, and is about the Ops above
