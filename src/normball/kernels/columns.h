@@ -281,38 +281,49 @@ static int judge_columns(const Plan *plan, Chunk *chunk, Place place, const int6
 
 /* ---- quickly ------------------------------------------------------------------------------------------------------ */
 
-static double quick_limit_at(const Plan *plan, Place place, const int64_t *step, int64_t j) {
-    double bound = *(double *)(place.at[BOUND] + j * step[BOUND]);
-    return quick_limit(plan, bound, *(double *)(place.at[EPSILON] + j * step[EPSILON]));
+/* How many columns do not clearly comply, by quick sums times a scale; those that do get the factor 1, the others 0. */
+static int64_t compare_quickly(const Plan *plan, Chunk *chunk, Place place, const int64_t *step, int64_t n, double scale) {
+    const double *bound = (const double *)place.at[BOUND], *epsilon = (const double *)place.at[EPSILON];
+    double *restrict factor = chunk->factor;
+    const double *restrict sum = chunk->block_high, first = quick_limit(plan, *bound, *epsilon);
+    int64_t comply = 0;
+    if (step[BOUND] | step[EPSILON])
+        for (int64_t j = 0; j < n; j++)
+            factor[j] = sum[j] * scale <= quick_limit(plan, bound[j * (step[BOUND] / 8)], epsilon[j * (step[EPSILON] / 8)]);
+    else
+        for (int64_t j = 0; j < n; j++) factor[j] = sum[j] * scale <= first ? 1.0 : 0.0;
+    for (int64_t j = 0; j < n; j++) comply += factor[j] == 1;
+    return n - comply;
 }
 
-/* Sum quickly, and give every column that clearly complies the factor 1, the others 0. Returns how many others there
- * are; n, after a few rows, where these make it likely that many do not comply. *fed is as feed has it afterwards. */
+/* The same by the sums of the first rows only. *fed is as feed has it afterwards. */
+static int64_t probe(const Plan *plan, Chunk *chunk, Place place, const int64_t *step, int64_t n, const char **fed) {
+    Rows rows = {place.at[X], innermost(&plan->reduced)->step[X], PROBE_ROWS, step[X], n};
+    memset(chunk->block_high, 0, (size_t)n * sizeof *chunk->block_high);
+    add_rows(plan, chunk, rows, NOTHING, chunk->block_high, NULL);
+    *fed = rows.x + PROBE_ROWS * rows.row_step;
+    return compare_quickly(plan, chunk, place, step, n, (double)plan->length / PROBE_ROWS);
+}
+
+static Rows rest_after_probe(Rows rows) {
+    rows.x += PROBE_ROWS * rows.row_step;
+    rows.rows -= PROBE_ROWS;
+    return rows;
+}
+
+/* Sum quickly, and say how many columns do not clearly comply; n, after a few rows, where these make it likely that
+ * there are many. */
 static int64_t glance_quickly(const Plan *plan, Chunk *chunk, Place place, const int64_t *step, int64_t n, const char **fed) {
     const Dim *dim = innermost(&plan->reduced);
-    Rows rows = {place.at[X], dim->step[X], PROBE_ROWS, step[X], n};
-    double *sum = chunk->block_high, scale = (double)plan->length / PROBE_ROWS;
-    int64_t others = 0;
-    memset(sum, 0, (size_t)n * sizeof *sum);
-    add_rows(plan, chunk, rows, NOTHING, sum, NULL);
-    *fed = rows.x + PROBE_ROWS * rows.row_step;
-    for (int64_t j = 0; j < n; j++) others += !(sum[j] * scale <= quick_limit_at(plan, place, step, j));
-    if (others * 8 > n) return n;
-    rows.x += PROBE_ROWS * rows.row_step;
-    rows.rows = dim->size - PROBE_ROWS;
-    add_rows(plan, chunk, rows, NOTHING, sum, NULL);
+    if (probe(plan, chunk, place, step, n, fed) * 8 > n) return n;
+    Rows rows = rest_after_probe((Rows){place.at[X], dim->step[X], dim->size, step[X], n});
+    add_rows(plan, chunk, rows, NOTHING, chunk->block_high, NULL);
     *fed = EVERYTHING;
-    others = 0;
-    for (int64_t j = 0; j < n; j++) {
-        int complies = sum[j] <= quick_limit_at(plan, place, step, j);
-        chunk->factor[j] = complies;
-        others += !complies;
-    }
-    return others;
+    return compare_quickly(plan, chunk, place, step, n, 1);
 }
 
 static int quick_pays(const Plan *plan) {
-    return plan->ord != NORMBALL_ORD_INF && plan->reduced.count == 1 && plan->length >= 2 * PROBE_ROWS && plan->residues == 1;
+    return plan->ord != NORMBALL_ORD_INF && plan->reduced.count == 1 && plan->length >= 2 * PROBE_ROWS && plan->residues == 1 && normball_limits_now.quick > 0;
 }
 
 /* ---- writing ------------------------------------------------------------------------------------------------------ */

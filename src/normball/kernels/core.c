@@ -38,13 +38,8 @@ enum {
     WIDE_ROW = 1024,     /* narrow rows without gaps are written as one of about so many columns */
     PROBE_ROWS = 32,     /* rows after which a quick sum is given up where it does not look good */
     NEARBY = 16,         /* columns in place: gaps up to this long are rewritten with the bits they have */
-    QUICK_BYTES = 1 << 17,      /* rows up to this long are in cache when a quick sum turns out not to do */
     AHEAD = 256,                /* bytes that sums look ahead */
     NEXT_BYTES = 1 << 16,       /* groups up to this long are brought in while the one before is written */
-    STREAM_BYTES = 12 << 20,    /* results longer than this are written past the caches */
-    TASK_BYTES = 1 << 19,       /* work is handed out in about so much at a time */
-    PARALLEL_BYTES = 1 << 21,   /* where there is less than this, waking a thread takes longer than the work */
-    STOP_BYTES = 1 << 26,       /* `stop` is asked after so much at the latest */
 };
 
 /* Bounds on relative errors; the derivations are in README.md. */
@@ -159,14 +154,14 @@ static Course course_of(const normball_call *call) {
 }
 
 static int64_t threads_for(const Course *course, int64_t bytes) {
-    if (bytes < PARALLEL_BYTES) return 1;
+    if (bytes < normball_limits_now.parallel) return 1;
     return course->threads ? course->threads : pool_threads();
 }
 
 /* Run work over count indices of so many bytes each. 1 where `stop` ended it. */
 static int share_out(
     const Course *course, int may_stop, int64_t count, int64_t bytes_each, void (*work)(void *, int64_t, int64_t), void *context) {
-    int64_t task = TASK_BYTES / (bytes_each ? bytes_each : 1);
+    int64_t task = normball_limits_now.task / (bytes_each ? bytes_each : 1);
     Share share = {work, context, count, task < 1 ? 1 : task};
     int64_t tasks = (count + share.task - 1) / share.task;
     return pool_run(tasks, threads_for(course, count * bytes_each), share_task, &share, may_stop ? course->stop : NULL);
@@ -175,7 +170,7 @@ static int share_out(
 /* Ask `stop` itself, after much work in pieces too small to be asked about. */
 static int stopped(Course *course, int64_t bytes) {
     course->bytes_since_stop += bytes;
-    if (!course->stop || course->bytes_since_stop < STOP_BYTES) return 0;
+    if (!course->stop || course->bytes_since_stop < normball_limits_now.stop) return 0;
     course->bytes_since_stop = 0;
     return course->stop();
 }
@@ -200,7 +195,7 @@ static int64_t keep_rows(const Plan *plan, Place place, const int64_t *step, int
 
 /* A few rows: each summed, judged and written while it is in cache. */
 static void each_row(const Plan *plan, Place place, const int64_t *step, int64_t n) {
-    int quick = !plan->only_norms && plan->ord != NORMBALL_ORD_INF && plan->length * itemsize(plan->dtype) <= QUICK_BYTES;
+    int quick = !plan->only_norms && plan->ord != NORMBALL_ORD_INF && plan->length * itemsize(plan->dtype) <= normball_limits_now.quick;
     int hopeful = quick;
     for (int64_t j = 0; j < n; j++, place = moved(place, step, 1)) {
         const char *fed = NOTHING;
@@ -254,7 +249,7 @@ static void write_blocks(void *context, int64_t begin, int64_t end) {
 
 /* Whether a group is one run of many blocks, to read and to write. */
 static int is_long(const Plan *plan) {
-    return plan->reduced.count == 1 && plan->written.count == 1 && plan->length * itemsize(plan->dtype) >= PARALLEL_BYTES;
+    return plan->reduced.count == 1 && plan->written.count == 1 && plan->length * itemsize(plan->dtype) >= normball_limits_now.parallel;
 }
 
 static int64_t blocks_of(const Plan *plan) { return (plan->length + ROW_BLOCK - 1) / ROW_BLOCK; }
@@ -404,8 +399,14 @@ static void each_chunk(const Plan *plan, Chunk *chunk, Place place, const int64_
 typedef struct {
     const Plan *plan;
     Rows rows;
-    double *sums; /* of each block: `rows.n` high words, then as many low ones */
+    double *sums; /* of each block: `rows.n` high words, then as many low ones; quick sums have only the former */
+    int quick;
+    const char *fed;
 } LongColumns;
+
+static int64_t row_blocks(const LongColumns *job) { return (job->rows.rows + COLUMN_BLOCK - 1) / COLUMN_BLOCK; }
+
+static double *block_sums(const LongColumns *job, int64_t block) { return job->sums + 2 * block * job->rows.n; }
 
 static void sum_row_blocks(void *context, int64_t begin, int64_t end) {
     const LongColumns *job = context;
@@ -413,18 +414,41 @@ static void sum_row_blocks(void *context, int64_t begin, int64_t end) {
     room_make(&room, CHUNK);
     for (int64_t b = begin; b < end; b++) {
         Rows block = job->rows;
-        double *high = job->sums + 2 * b * block.n;
+        double *high = block_sums(job, b), *low = job->quick ? NULL : high + block.n;
         block.x += b * COLUMN_BLOCK * block.row_step;
         block.rows = block.rows - b * COLUMN_BLOCK < COLUMN_BLOCK ? block.rows - b * COLUMN_BLOCK : COLUMN_BLOCK;
-        clear(high, high + block.n, block.n);
-        add_rows(job->plan, &room.chunk, block, NOTHING, high, high + block.n);
+        memset(high, 0, (size_t)(job->quick ? 1 : 2) * (size_t)block.n * sizeof *high);
+        add_rows(job->plan, &room.chunk, block, job->fed, high, low);
     }
     room_free(&room);
 }
 
+static int share_out_row_blocks(const Course *course, LongColumns *job) {
+    int64_t bytes = COLUMN_BLOCK * job->rows.n * itemsize(job->plan->dtype);
+    return share_out(course, 1, row_blocks(job), bytes, sum_row_blocks, job);
+}
+
 static int columns_are_long(const Plan *plan, int64_t n) {
-    return plan->reduced.count == 1 && !plan->packed && plan->length * n * itemsize(plan->dtype) >= PARALLEL_BYTES &&
-           plan->length > COLUMN_BLOCK;
+    return plan->reduced.count == 1 && !plan->packed && plan->length > COLUMN_BLOCK &&
+           plan->length * n * itemsize(plan->dtype) >= normball_limits_now.parallel;
+}
+
+/* What glance_quickly does. */
+static int64_t glance_together(
+    const Course *course, LongColumns *job, Chunk *chunk, Place place, const int64_t *step, int *ended) {
+    const Plan *plan = job->plan;
+    int64_t n = job->rows.n;
+    Rows all = job->rows;
+    if (probe(plan, chunk, place, step, n, &job->fed) * 8 > n) return n;
+    job->quick = 1;
+    job->rows = rest_after_probe(job->rows);
+    *ended = share_out_row_blocks(course, job);
+    for (int64_t b = 0; b < row_blocks(job); b++)
+        for (int64_t j = 0; j < n; j++) chunk->block_high[j] += block_sums(job, b)[j];
+    job->rows = all;
+    job->quick = 0;
+    job->fed = EVERYTHING;
+    return compare_quickly(plan, chunk, place, step, n, 1);
 }
 
 /* The same as each_chunk's result. 1 where it was stopped, -1 where there is no memory for it. */
@@ -434,22 +458,25 @@ static int each_long_chunk(const Course *course, const Plan *plan, Place place, 
     Chunk *chunk = &room.chunk;
     const Dim *dim = &plan->reduced.dim[0];
     Rows rows = {place.at[X], dim->step[X], dim->size, step[X], n};
-    int fold = folds(plan, rows), ended = -1;
-    LongColumns job = {plan, fold ? folded(plan, rows) : rows, NULL};
-    int64_t blocks = (job.rows.rows + COLUMN_BLOCK - 1) / COLUMN_BLOCK;
-    if (plan->residues == 1 || fold) job.sums = malloc((size_t)(2 * blocks * job.rows.n) * sizeof *job.sums);
-    if (!job.sums) goto done;
-    ended = share_out(course, 1, blocks, COLUMN_BLOCK * job.rows.n * itemsize(plan->dtype), sum_row_blocks, &job);
-    if (ended) goto done;
-    Mode mode = mode_enter();
-    clear(chunk->high, chunk->low, job.rows.n);
-    for (int64_t b = 0; b < blocks; b++) {
-        const double *high = job.sums + 2 * b * job.rows.n;
-        merge_columns(plan, chunk->high, chunk->low, high, high + job.rows.n, job.rows.n);
+    int fold = folds(plan, rows), ended = 0;
+    LongColumns job = {plan, fold ? folded(plan, rows) : rows, NULL, 0, NOTHING};
+    if (plan->residues == 1 || fold) job.sums = malloc((size_t)(2 * row_blocks(&job) * job.rows.n) * sizeof *job.sums);
+    if (!job.sums || (capacity_of(plan) > CHUNK && !room.many)) {
+        ended = -1;
+        goto done;
     }
-    if (fold) merge_residues(plan, chunk, rows, NOTHING);
-    if (plan->only_norms) norms_of_columns(plan, chunk, place, step, n);
-    else settle_columns(course, plan, chunk, place, step, n);
+    Mode mode = mode_enter();
+    int keep = !plan->only_norms && quick_pays(plan) && glance_together(course, &job, chunk, place, step, &ended) == 0;
+    if (!keep && !ended) ended = share_out_row_blocks(course, &job);
+    if (keep && !ended) write_columns(course, plan, chunk, place, step, n, 1);
+    else if (!ended) {
+        clear(chunk->high, chunk->low, job.rows.n);
+        for (int64_t b = 0; b < row_blocks(&job); b++)
+            merge_columns(plan, chunk->high, chunk->low, block_sums(&job, b), block_sums(&job, b) + job.rows.n, job.rows.n);
+        if (fold) merge_residues(plan, chunk, rows, job.fed);
+        if (plan->only_norms) norms_of_columns(plan, chunk, place, step, n);
+        else settle_columns(course, plan, chunk, place, step, n);
+    }
     mode_leave(mode);
 done:
     free(job.sums);
@@ -470,7 +497,7 @@ static Pieces pieces_of(const Plan *plan) {
     static const int64_t still[OPERANDS] = {0};
     int64_t run = plan->kept.count ? innermost(&plan->kept)->size : 1, piece = capacity_of(plan);
     if (!plan->columnar) {
-        piece = TASK_BYTES / (plan->length * itemsize(plan->dtype) + 1) + 1;
+        piece = normball_limits_now.task / (plan->length * itemsize(plan->dtype) + 1) + 1;
         if (piece > run) piece = run;
     }
     return (Pieces){plan, run, piece, (run + piece - 1) / piece, plan->kept.count ? innermost(&plan->kept)->step : still};
@@ -513,7 +540,7 @@ static int each_group(const Course *course, const Plan *plan) {
     int64_t count = runs * pieces.per_run, piece_bytes = pieces.piece * plan->length * itemsize(plan->dtype), n;
     if (count >= 2 * threads_for(course, plan->bytes)) return share_out(course, 1, count, piece_bytes, each_piece, &pieces);
     /* Few pieces: the work within each is shared out, where there is with whom, or where it may be stopped meanwhile. */
-    int share = threads_for(course, plan->bytes) > 1 || (course->stop && plan->bytes >= STOP_BYTES);
+    int share = threads_for(course, plan->bytes) > 1 || (course->stop && plan->bytes >= normball_limits_now.stop);
     for (int64_t i = 0; i < count; i++) {
         Place place = place_of_piece(&pieces, i, &n);
         int ended = -1;
@@ -525,7 +552,7 @@ static int each_group(const Course *course, const Plan *plan) {
             each_piece(&pieces, i, i + 1);
             stream_end();
             mode_leave(mode);
-            ended = course->stop && plan->bytes >= STOP_BYTES && i + 1 < count ? course->stop() : 0;
+            ended = course->stop && plan->bytes >= normball_limits_now.stop && i + 1 < count ? course->stop() : 0;
         }
         if (ended) return 1;
     }
@@ -553,7 +580,7 @@ static int constrain(int64_t count, const normball_array *arrays, int64_t ord, c
         Plan plan;
         plan_make(&plan, &arrays[i], ord, 0, call);
         if (plan.empty) continue;
-        plan.streaming = !plan.in_place && bytes > STREAM_BYTES;
+        plan.streaming = !plan.in_place && bytes > normball_limits_now.stream;
         feed_all(&plan);
         if (each_group(&course, &plan)) return 1;
         if (i + 1 < count && stopped(&course, plan.bytes)) return 1;
@@ -592,7 +619,7 @@ static int constrain_total(
     for (int64_t p = 0; p < count; p++) { /* in place, what has begun is finished: the list is one group */
         Part part = part_of(&group, p, &scratch);
         if (part.plan->empty) continue;
-        scratch.streaming = !part.plan->in_place && bytes > STREAM_BYTES;
+        scratch.streaming = !part.plan->in_place && bytes > normball_limits_now.stream;
         LongRow row = {part.plan, part.place, NULL, answer};
         if (is_long(part.plan)) {
             if (long_write(&course, &row, !in_place)) return 1;

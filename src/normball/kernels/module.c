@@ -24,6 +24,8 @@ static const normball_kernels *const compiled[] = {
 };
 enum { LEVELS = sizeof compiled / sizeof *compiled };
 
+normball_limits normball_limits_now = {1 << 21, 1 << 17, 12 << 20, 1 << 17, 1 << 26};
+
 static const normball_kernels *selected = &normball_kernels_baseline;
 
 static int runs_here(const normball_kernels *kernels) {
@@ -314,6 +316,18 @@ static PyObject *python_select(PyObject *module, PyObject *name) {
     return NULL;
 }
 
+/* Set the limits (for tests, as above); returns those before. */
+static PyObject *python_set_limits(PyObject *module, PyObject *args) {
+    (void)module;
+    normball_limits *now = &normball_limits_now, before = *now;
+    long long parallel, task, stream, quick, stop;
+    if (!PyArg_ParseTuple(args, "LLLLL", &parallel, &task, &stream, &quick, &stop)) return NULL;
+    *now = (normball_limits){parallel, task, stream, quick, stop};
+    return Py_BuildValue(
+        "(LLLLL)", (long long)before.parallel, (long long)before.task, (long long)before.stream, (long long)before.quick,
+        (long long)before.stop);
+}
+
 static PyObject *python_threads(PyObject *module, PyObject *args) {
     (void)module;
     (void)args;
@@ -361,6 +375,7 @@ static PyMethodDef METHODS[] = {
     {"norms", FAST(python_norms), "norms(ord, x, norms, dtype, axes, max_norm or None)"},
     {"levels", python_levels, METH_NOARGS, "The instruction sets that run here, best first."},
     {"select", python_select, METH_O, "Use this instruction set; returns the one before."},
+    {"set_limits", python_set_limits, METH_VARARGS, "set_limits(parallel, task, stream, quick, stop) -> those before"},
     {"threads", python_threads, METH_NOARGS, "How many threads a call may use."},
     {"set_threads", python_set_threads, METH_O, "Let calls use so many threads from now on."},
     {NULL, NULL, 0, NULL},

@@ -169,7 +169,7 @@ static void plan_make(Plan *plan, const normball_array *array, int64_t ord, int 
     }
     plan->empty = total == 0;
     plan->bytes = total * size;
-    plan->streaming = !only_norms && !plan->in_place && plan->bytes > STREAM_BYTES;
+    plan->streaming = !only_norms && !plan->in_place && plan->bytes > normball_limits_now.stream;
     plan->place = place;
     plan->written = plan->reduced;
     int64_t row_length = row_length_of(&plan->kept, size);

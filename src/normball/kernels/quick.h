@@ -9,7 +9,7 @@ static inline Eight eight_power(Eight v, int ord) { return ord == 2 ? eight_mul(
 /* At most ROW_BLOCK entries: 32 terms a lane. */
 static inline double quick_row(const float *x, int64_t n, int ord) {
     Eight a = eight_all(0), b = a, c = a, d = a;
-    float tail[32], lane[8];
+    float tail[32];
     for (int64_t left = n; left > 0; left -= 32, x += 32) {
         if (left < 32) {
             for (int l = 0; l < 32; l++) tail[l] = l < left ? x[l] : 0;
@@ -21,9 +21,9 @@ static inline double quick_row(const float *x, int64_t n, int ord) {
         c = eight_add(c, eight_power(eight_load(x + 16), ord));
         d = eight_add(d, eight_power(eight_load(x + 24), ord));
     }
-    eight_store(lane, eight_add(eight_add(a, c), eight_add(b, d)));
+    Eight all = eight_add(eight_add(a, c), eight_add(b, d));
     double sum[4];
-    four_store(sum, four_add(four_widen(lane), four_widen(lane + 4)));
+    four_store(sum, four_add(eight_first(all), eight_last(all)));
     return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
@@ -37,10 +37,8 @@ static inline void quick_columns(const char *x, int64_t row_step, int64_t rows, 
             if (step == STEP_ROWS)
                 for (int k = 1; k < STEP_ROWS; k++)
                     part = eight_add(part, eight_power(eight_load((const float *)(x + k * row_step) + i), ord));
-            float lane[8];
-            eight_store(lane, part);
-            four_store(sum + i, four_add(four_load(sum + i), four_widen(lane)));
-            four_store(sum + i + 4, four_add(four_load(sum + i + 4), four_widen(lane + 4)));
+            four_store(sum + i, four_add(four_load(sum + i), eight_first(part)));
+            four_store(sum + i + 4, four_add(four_load(sum + i + 4), eight_last(part)));
         }
         for (; i < n; i++)
             for (int64_t k = 0; k < step; k++) {

@@ -48,6 +48,8 @@ static inline void eight_store(float *y, Eight v) { _mm256_storeu_ps(y, v); }
 static inline Eight eight_add(Eight a, Eight b) { return _mm256_add_ps(a, b); }
 static inline Eight eight_mul(Eight a, Eight b) { return _mm256_mul_ps(a, b); }
 static inline Eight eight_size(Eight v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
+static inline Four eight_first(Eight v) { return _mm256_cvtps_pd(_mm256_castps256_ps128(v)); }
+static inline Four eight_last(Eight v) { return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)); }
 
 #else
 
@@ -118,6 +120,8 @@ static inline Eight eight_load(const float *x) {
     return v;
 }
 static inline void eight_store(float *y, Eight v) { memcpy(y, v.v, sizeof v.v); }
+static inline Four eight_first(Eight v) { return four_widen(v.v); }
+static inline Four eight_last(Eight v) { return four_widen(v.v + 4); }
 static inline Eight eight_add(Eight a, Eight b) {
     for (int k = 0; k < 8; k++) a.v[k] += b.v[k];
     return a;
