@@ -42,32 +42,60 @@ static void sum_doubles(const Plan *plan, const char *x, int64_t row_step, int64
     else double_wide_columns(x, row_step, rows, n, high, low, 1);
 }
 
+/* Sums that are only good enough to see that norms are clearly within their bounds; of entries side by side. */
 static void sum_quickly(const Plan *plan, const char *x, int64_t row_step, int64_t rows, int64_t n, double *sum) {
-    if (plan->dtype == NORMBALL_F64 && plan->ord == 2) double_plain_columns(x, row_step, rows, n, sum, 2);
-    else if (plan->dtype == NORMBALL_F64) double_plain_columns(x, row_step, rows, n, sum, 1);
-    else if (plan->ord == 2) quick_columns(x, row_step, rows, n, sum, 2);
-    else quick_columns(x, row_step, rows, n, sum, 1);
+    int squares = plan->ord == 2;
+    switch (plan->dtype) {
+    case NORMBALL_F64:
+        if (squares) double_plain_columns(x, row_step, rows, n, sum, 2);
+        else double_plain_columns(x, row_step, rows, n, sum, 1);
+        break;
+    case NORMBALL_F32:
+        if (squares) float_quick_columns(x, row_step, rows, n, sum, 2);
+        else float_quick_columns(x, row_step, rows, n, sum, 1);
+        break;
+    case NORMBALL_F16:
+        if (squares) half_quick_columns(x, row_step, rows, n, sum, 2);
+        else half_quick_columns(x, row_step, rows, n, sum, 1);
+        break;
+    default:
+        if (squares) bfloat_quick_columns(x, row_step, rows, n, sum, 2);
+        else bfloat_quick_columns(x, row_step, rows, n, sum, 1);
+    }
 }
 
-/* Add rows to the sums; `low` NULL for quick ones. At most ROW_BLOCK columns where they must be fetched. */
-static void add_rows(const Plan *plan, Chunk *chunk, Rows rows, const char *fed, double *high, double *low) {
-    int64_t work = worksize(plan->dtype), size = itemsize(plan->dtype);
-    int direct = works_in_place(plan->dtype, rows.step);
-    for (int64_t r = 0; r < rows.rows; r += STEP_ROWS) {
-        int64_t count = rows.rows - r < STEP_ROWS ? rows.rows - r : STEP_ROWS, row_step = rows.row_step;
-        const char *x = rows.x + r * row_step;
-        if (row_step == rows.n * size) feed(plan, x, count * rows.n, fed);
-        else
-            for (int64_t k = 0; k < count; k++) feed(plan, x + k * row_step, rows.n, fed);
+/* A few rows, fetched ROW_BLOCK columns at a time where they do not lie as the sums need them. */
+static void sum_rows(const Plan *plan, Chunk *chunk, Rows rows, double *high, double *low) {
+    int64_t work = worksize(plan->dtype);
+    if (!low) {
+        sum_quickly(plan, rows.x, rows.row_step, rows.rows, rows.n, high);
+        return;
+    }
+    for (int64_t j = 0; j < rows.n; j += ROW_BLOCK) {
+        int direct = works_in_place(plan->dtype, rows.step);
+        int64_t n = direct || rows.n - j < ROW_BLOCK ? rows.n - j : ROW_BLOCK, row_step = direct ? rows.row_step : n * work;
+        const char *x = rows.x + j * rows.step;
         if (!direct) {
             char *packed = (char *)chunk->rows;
-            for (int64_t k = 0; k < count; k++) fetch(plan->dtype, x + k * row_step, rows.step, rows.n, packed + k * rows.n * work);
+            for (int64_t k = 0; k < rows.rows; k++) fetch(plan->dtype, x + k * rows.row_step, rows.step, n, packed + k * n * work);
             x = packed;
-            row_step = rows.n * work;
         }
-        if (!low) sum_quickly(plan, x, row_step, count, rows.n, high);
-        else if (plan->dtype == NORMBALL_F64) sum_doubles(plan, x, row_step, count, rows.n, high, low);
-        else sum_floats(plan, x, row_step, count, rows.n, high, low);
+        if (plan->dtype == NORMBALL_F64) sum_doubles(plan, x, row_step, rows.rows, n, high + j, low + j);
+        else sum_floats(plan, x, row_step, rows.rows, n, high + j, low + j);
+        if (direct) return;
+    }
+}
+
+/* Add rows to the sums; `low` NULL for quick ones. `fed` is as feed has it. */
+static void add_rows(const Plan *plan, Chunk *chunk, Rows rows, const char *fed, double *high, double *low) {
+    for (int64_t r = 0; r < rows.rows; r += STEP_ROWS) {
+        Rows few = rows;
+        few.x = rows.x + r * rows.row_step;
+        few.rows = rows.rows - r < STEP_ROWS ? rows.rows - r : STEP_ROWS;
+        if (rows.row_step == rows.n * itemsize(plan->dtype)) feed(plan, few.x, few.rows * rows.n, fed);
+        else
+            for (int64_t k = 0; k < few.rows; k++) feed(plan, few.x + k * rows.row_step, rows.n, fed);
+        sum_rows(plan, chunk, few, high, low);
     }
 }
 
@@ -323,7 +351,8 @@ static int64_t glance_quickly(const Plan *plan, Chunk *chunk, Place place, const
 }
 
 static int quick_pays(const Plan *plan) {
-    return plan->ord != NORMBALL_ORD_INF && plan->reduced.count == 1 && plan->length >= 2 * PROBE_ROWS && plan->residues == 1 && normball_limits_now.quick > 0;
+    return plan->ord != NORMBALL_ORD_INF && plan->reduced.count == 1 && plan->length >= 2 * PROBE_ROWS && plan->residues == 1 &&
+           innermost(&plan->kept)->step[X] == itemsize(plan->dtype) && normball_limits_now.quick > 0;
 }
 
 /* ---- writing ------------------------------------------------------------------------------------------------------ */

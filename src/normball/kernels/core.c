@@ -30,7 +30,7 @@ enum {
     ROW_BLOCK = 1024,    /* entries of a row summed before the lanes are folded */
     COLUMN_BLOCK = 128,  /* rows of a column summed before they are folded */
     CHUNK = 1024,        /* columns at a time: their sums stay in cache, and a block has room for them */
-    WIDE_CHUNK = 4096,   /* the same where x and y need no block: longer stretches of memory are 1.4 times faster */
+    WIDE_CHUNK = 4096,   /* the same where they lie side by side: longer stretches of memory are 1.4 times faster */
     STEP_ROWS = 8,       /* rows at a time: their sums stay in registers */
     SHORT = 32,          /* groups of fewer entries are handled many at a time, as columns */
     NARROW = 16,         /* rows of so few columns are taken several at a time ... */
@@ -92,9 +92,34 @@ static inline float float_factor(double factor) { return factor == 1 ? 1 : (floa
 #undef NAME
 #undef FOUR
 
-#include "quick.h"
 /* In this order: each rests on those before it. */
 #include "memory.h"
+#define ENTRY float
+#define NAME(function) float_##function
+#define EIGHT(x) eight_load(x)
+#define ONE(x) (*(x))
+#include "quick.h"
+#undef ENTRY
+#undef NAME
+#undef EIGHT
+#undef ONE
+#define ENTRY uint16_t
+#define NAME(function) half_##function
+#define EIGHT(x) eight_of_halves(x)
+#define ONE(x) half_to_float(*(x))
+#include "quick.h"
+#undef NAME
+#undef EIGHT
+#undef ONE
+#define NAME(function) bfloat_##function
+#define EIGHT(x) eight_of_bfloats(x)
+#define ONE(x) bfloat_to_float(*(x))
+#include "quick.h"
+#undef ENTRY
+#undef NAME
+#undef EIGHT
+#undef ONE
+
 #include "plan.h"
 #include "groups.h"
 #include "judge.h"
@@ -308,8 +333,9 @@ static void room_free(Room *room) { free(room->many); }
 static int64_t capacity_of(const Plan *plan) {
     if (!plan->columnar) return 1;
     const Dim *dim = innermost(&plan->kept);
-    int direct = works_in_place(plan->dtype, dim->step[X]) && (plan->only_norms || works_in_place(plan->dtype, dim->step[Y]));
-    return direct && dim->size > CHUNK ? WIDE_CHUNK : CHUNK;
+    int64_t size = itemsize(plan->dtype);
+    int gapless = dim->step[X] == size && (plan->only_norms || dim->step[Y] == size);
+    return gapless && dim->size > CHUNK ? WIDE_CHUNK : CHUNK;
 }
 
 static void norms_of_columns(const Plan *plan, const Chunk *chunk, Place place, const int64_t *step, int64_t n) {

@@ -54,7 +54,7 @@ static Wide wide_block_of_doubles(const double *x, int64_t n, int64_t ord) {
 }
 
 static Wide wide_block_of_floats(const float *x, int64_t n, int64_t ord) {
-    double sum = ord == 2 ? quick_row(x, n, 2) : quick_row(x, n, 1);
+    double sum = ord == 2 ? float_quick_row(x, n, 2) : float_quick_row(x, n, 1);
     if (!(sum >= LEAST_QUICK && sum <= MOST_QUICK)) sum = ord == 2 ? float_plain_row(x, n, 2) : float_plain_row(x, n, 1);
     if (!(sum > 0 && sum <= MOST_SUM)) return (Wide){sum, 0};
     return ord == 2 ? float_biased_row(x, n, 2, bias_of(sum)) : float_biased_row(x, n, 1, bias_of(sum));
@@ -77,9 +77,14 @@ static Wide row_block(const Plan *plan, const char *x, int64_t step, int64_t n) 
 /* A sum of the same that is only good enough to see that a norm is clearly within its bound. */
 static double quick_block(const Plan *plan, const char *x, int64_t step, int64_t n) {
     Buffer buffer;
+    int squares = plan->ord == 2;
+    if (step == 2 && plan->dtype == NORMBALL_F16)
+        return squares ? half_quick_row((const uint16_t *)x, n, 2) : half_quick_row((const uint16_t *)x, n, 1);
+    if (step == 2 && plan->dtype == NORMBALL_BF16)
+        return squares ? bfloat_quick_row((const uint16_t *)x, n, 2) : bfloat_quick_row((const uint16_t *)x, n, 1);
     const void *values = fetch(plan->dtype, x, step, n, &buffer);
-    if (plan->dtype == NORMBALL_F64) return plan->ord == 2 ? double_plain_row(values, n, 2) : double_plain_row(values, n, 1);
-    return plan->ord == 2 ? quick_row(values, n, 2) : quick_row(values, n, 1);
+    if (plan->dtype == NORMBALL_F64) return squares ? double_plain_row(values, n, 2) : double_plain_row(values, n, 1);
+    return squares ? float_quick_row(values, n, 2) : float_quick_row(values, n, 1);
 }
 
 /* The sum of a whole group, `fed` as far as feed has it. */

@@ -5,6 +5,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "vectors.h"
+
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
@@ -60,5 +62,29 @@ static void bfloats_to_floats(float *out, const uint16_t *x, int64_t n) {
 static void floats_to_bfloats(uint16_t *out, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) out[i] = (uint16_t)(bits_of_float(x[i]) >> 16);
 }
+
+/* Eight at once, as floats. */
+static inline Eight eight_of_halves(const uint16_t *x) {
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x));
+#else
+    float values[8];
+    halves_to_floats(values, x, 8);
+    return eight_load(values);
+#endif
+}
+
+static inline Eight eight_of_bfloats(const uint16_t *x) {
+#if defined(__AVX2__) && defined(__FMA__)
+    __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)x));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+#else
+    float values[8];
+    bfloats_to_floats(values, x, 8);
+    return eight_load(values);
+#endif
+}
+
+static inline float bfloat_to_float(uint16_t bits) { return float_of_bits((uint32_t)bits << 16); }
 
 #endif

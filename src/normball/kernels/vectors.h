@@ -137,6 +137,8 @@ static inline Eight eight_size(Eight a) {
 
 #endif
 
+static inline Eight eight_power(Eight v, int ord) { return ord == 2 ? eight_mul(v, v) : eight_size(v); }
+
 /* Have memory some bytes ahead brought into the cache: sums keep too few reads under way by themselves. */
 static inline void look_ahead(const void *x, int64_t bytes) {
 #if defined(__GNUC__) || defined(__clang__)
