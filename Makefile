@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml $(wildcard setup.py) $(wildcard src/normball/kernels/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench docs clean
+.PHONY: help demo test check check-native lint bench docs clean
 
 help:  ## what can be done
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 # One stamp for each set of extras; pip does nothing for what is installed.
 $(VENV)/.%: $(SOURCES)
@@ -30,6 +30,16 @@ lint: $(VENV)/.check $(VENV)/.test  ## lint, types, and the README's table
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python docs/support.py --check
+
+# The same sources and laws, with every read, write and operation checked; built apart from what is installed.
+NATIVE := build/sanitized
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g
+check-native: $(VENV)/.test  ## the C kernels under the address and undefined-behaviour sanitizers
+	@rm -rf $(NATIVE) && mkdir -p $(NATIVE) && cp -r src/normball $(NATIVE)/ && rm -f $(NATIVE)/normball/kernels/*.so
+	CFLAGS="$(SANITIZERS)" $(BIN)/python setup.py --quiet build_ext --force --build-lib $(NATIVE) --build-temp $(NATIVE)/objects
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(NATIVE) NORMBALL_SANITIZED=$(NATIVE) \
+	$(BIN)/python -m pytest tests/test_kernels.py -k 'native or way or memory or long_groups'
 
 bench: $(VENV)/.test  ## time against PyMC's formula, answers checked first
 	$(BIN)/python benchmarks/compare.py
