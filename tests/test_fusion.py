@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,3 +247,30 @@ def test_a_process_that_loads_the_compiled_code_computes_the_same(tmp_path):
     assert runs[0][:3] == runs[1][:3]
     assert runs[0][0] == "True"
     assert int(runs[0][2]) > 0  # it was cached, and the second process added nothing
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are asked for on Linux alone")
+def test_large_fresh_outputs_come_in_huge_pages():
+    """As NumPy's own do, and as NumPy's setting says."""
+    offered = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not offered.exists() or "[never]" in offered.read_text():
+        pytest.skip("this system has no huge pages to give")
+    code = """
+        import resource, numpy as np, pytensor, pytensor.tensor as pt
+        from normball import norm_constraint
+        x, X = pt.fmatrix(), np.ones((4096, 4096), "float32")
+        for y in (norm_constraint(x, 3.0), norm_constraint(x * 2, 3.0)):
+            f = pytensor.function([x], y, mode="NUMBA")
+            f(X)
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            f(X)
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    """
+    faults = []
+    for setting in ("1", "0"):
+        environment = os.environ | {"NUMPY_MADVISE_HUGEPAGE": setting}
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+        assert done.returncode == 0, done.stderr
+        faults.append([int(line) for line in done.stdout.split()])
+    assert all(huge < small / 2 for huge, small in zip(*faults, strict=True)), faults

@@ -1,6 +1,9 @@
 """The C kernel inside PyTensor's compiled NUMBA functions, called by its symbol: no way through Python objects."""
 
 import hashlib
+import mmap
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +23,11 @@ from pytensor.link.numba.dispatch.basic import (
 from normball.kernels import _native, native
 
 SYMBOL = "normball_constrain"
+# As NumPy does for its own arrays, and as its setting says.
+HUGE_PAGES = sys.platform == "linux" and os.environ.get("NUMPY_MADVISE_HUGEPAGE") != "0"
 # PyTensor's cache on disk knows a function by its Op, not by its code: other code, or another kernel behind the
 # symbol, must have another key.
-_CODE = b"".join(Path(file).read_bytes() for file in (__file__, _native.__file__))
+_CODE = b"".join(Path(file).read_bytes() for file in (__file__, _native.__file__)) + bytes([HUGE_PAGES])
 SALT = int(hashlib.sha256(_CODE).hexdigest()[:8], 16)
 WORD = ir.IntType(64)  # pointers as integers: the same registers, and no types to match
 
@@ -32,17 +37,17 @@ binding.add_symbol(SYMBOL, _native.addresses[SYMBOL])
 def norm_constraint(op: Any, node: Any) -> Callable:
     """What `NormConstraint.perform` does, for the linker to compile."""
     x, max_norm, epsilon = node.inputs
-    inplace = bool(op.inplace)
     kernel = _kernel(x.dtype, op.axes, op.ord)
     wide_bound, wide_epsilon = _as_float64(max_norm), _as_float64(epsilon)
     check_bound, check_epsilon = _check(max_norm.ndim, op.axes), _check(epsilon.ndim, op.axes)
+    place = numba_njit(lambda x: x) if op.inplace else _fresh(x.dtype)
 
     @numba_njit(fastmath=False)
     def constrain(x, max_norm, epsilon):  # type: ignore[no-untyped-def]
         bound, small = wide_bound(max_norm), wide_epsilon(epsilon)
         check_bound(bound, x)  # before anything is written
         check_epsilon(small, x)
-        y = x if inplace else np.empty(x.shape, x.dtype)
+        y = place(x)
         kernel((x,), y, bound, small)
         return y
 
@@ -56,9 +61,8 @@ def produced_norm_constraint(op: Any, node: Any, **kwargs: Any) -> tuple[Callabl
     elemwise, elemwise_key = numba_funcify_ensure_cache(op.elemwise, node=op.elemwise.make_node(*sources), **kwargs)
     scalar, scalar_key = numba_funcify_and_cache_key(op.elemwise.scalar_op, node=op.scalar_node(sources), **kwargs)
     whole = [source.type.broadcastable == output.type.broadcastable for source in sources]
-    [model, *_] = [index for index, same in enumerate(whole) if same]
     target = op.elemwise.inplace_pattern.get(0)
-    dtype = np.dtype(output.dtype)
+    model = whole.index(True) if target is None else target
     plain = _kernel(output.dtype, op.constraint.axes, op.constraint.ord)
     producing = _kernel(
         output.dtype, op.constraint.axes, op.constraint.ord, _block(scalar, sources, whole, target, output)
@@ -67,17 +71,17 @@ def produced_norm_constraint(op: Any, node: Any, **kwargs: Any) -> tuple[Callabl
     wide_bound, wide_epsilon = _as_float64(max_norm), _as_float64(epsilon)
     check_bound, check_epsilon = (_check(bound.ndim, op.constraint.axes) for bound in (max_norm, epsilon))
     first = numba_njit(_function(f"first(sources): return sources[{model}]"))  # numba indexes tuples by literals only
-    place = f"sources[{target}]" if target is not None else f"empty(sources[{model}].shape, dtype)"
-    place = numba_njit(_function(f"place(sources): return {place}", empty=np.empty, dtype=dtype))
+    place = numba_njit(lambda x: x) if target is not None else _fresh(output.dtype)
 
     @numba_njit(fastmath=False)
     def constrain(*inputs):  # type: ignore[no-untyped-def]
         sources = inputs[:-2]
         bound, small = wide_bound(inputs[-2]), wide_epsilon(inputs[-1])
         if fits(sources):
-            check_bound(bound, first(sources))
-            check_epsilon(small, first(sources))
-            y = place(sources)
+            like = first(sources)
+            check_bound(bound, like)
+            check_epsilon(small, like)
+            y = place(like)
             producing(sources, y, bound, small)
             return y
         x = elemwise(*sources)
@@ -89,7 +93,7 @@ def produced_norm_constraint(op: Any, node: Any, **kwargs: Any) -> tuple[Callabl
     if elemwise_key is None or scalar_key is None:
         return constrain, None
     layout = [source.type.broadcastable for source in sources]
-    parts = (type(op), op.constraint._props(), elemwise_key, scalar_key, layout, str(dtype), SALT)
+    parts = (type(op), op.constraint._props(), elemwise_key, scalar_key, layout, output.dtype, SALT)
     return constrain, hashlib.sha256(str(parts).encode()).hexdigest()
 
 
@@ -227,6 +231,40 @@ def _function(code: str, **names: Any) -> Callable:
     """The function of this code, behind `def`, with these globals."""
     exec(f"def {code}", names)
     return names[code.partition("(")[0]]
+
+
+def _fresh(dtype: str) -> Callable:
+    """Fresh memory for a result: in huge pages where it is large.
+
+    It is written whole at once, and 16384 page faults for 64 MB take longer than the arithmetic.
+    """
+    kind = np.dtype(dtype)
+    if not HUGE_PAGES:
+        return numba_njit(lambda x: np.empty(x.shape, kind))
+
+    @numba_njit
+    def fresh(x):  # type: ignore[no-untyped-def]
+        y = np.empty(x.shape, kind)
+        if y.nbytes >= 1 << 22:  # NumPy's limit
+            _advise_huge_pages(y)
+        return y
+
+    return fresh
+
+
+@intrinsic
+def _advise_huge_pages(typing_context, array):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        y = _opened(context, builder, array, values[0])
+        start, size = builder.ptrtoint(y.data, WORD), builder.mul(y.nitems, y.itemsize)
+        skipped = builder.and_(builder.neg(start), ir.Constant(WORD, mmap.PAGESIZE - 1))  # to a whole page
+        advice = ir.Constant(ir.IntType(32), mmap.MADV_HUGEPAGE)
+        kind = ir.FunctionType(ir.IntType(32), [WORD, WORD, ir.IntType(32)])
+        madvise = cgutils.get_or_insert_function(builder.module, kind, "madvise")
+        builder.call(madvise, [builder.add(start, skipped), builder.sub(size, skipped), advice])
+        return context.get_dummy_value()
+
+    return types.none(array), codegen
 
 
 def _as_float64(variable: Any) -> Callable:
