@@ -129,6 +129,47 @@ def test_functions_of_the_same_code_are_told_apart():
     assert same_bits(results[0][1], norm_constraint((X + 1) * 3, 2.0))
 
 
+def momentum(w, v, a, g):
+    step = v * 0.875 - g
+    return {v: step, w: norm_constraint(w + step, 2.0)}
+
+
+def adam(w, v, a, g):
+    mean, square = v * 0.875 + g / 8, a * 0.5 + pt.sqr(g) / 2
+    return {v: mean, a: square, w: norm_constraint(w - mean / (pt.sqrt(square) + 1), 2.0)}
+
+
+def bound_by_another_result(w, v, a, g):
+    step = v * 0.875 - g
+    return {v: step, w: norm_constraint(w + step, pt.abs(step[:1]) + 1)}
+
+
+@pytest.mark.parametrize("rule, fused", [(momentum, 1), (adam, 1), (bound_by_another_result, 0)])
+def test_optimizers_with_a_state(rule, fused):
+    """One loop makes all results, and all of them go where they were."""
+    results = []
+    for mode in (FUSED, ONE_BY_ONE):
+        variables = [pytensor.shared(value) for value in (X.copy(), S.copy(), np.abs(S), X[::-1].copy())]
+        update = pytensor.function([], [], updates=rule(*variables), mode=mode)
+        assert count(update, ProducedNormConstraint) == (fused if mode is FUSED else 0)
+        before = [v.get_value(borrow=True).ctypes.data for v in variables]
+        update()
+        update()
+        if fused:
+            assert [v.get_value(borrow=True).ctypes.data for v in variables] == before
+        results.append([v.get_value() for v in variables])
+    assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_loop_over_more_arrays_than_llvm_would_vectorise_is_left_alone():
+    xs = [pt.dmatrix() for _ in range(9)]
+    for arrays, fused in ((xs, 0), (xs[:8], 1)):
+        functions = [
+            compiled(arrays, norm_constraint(pt.add(*arrays), 2.0), mode, fused) for mode in (FUSED, ONE_BY_ONE)
+        ]
+        assert same_bits(*(function(*[X] * len(arrays)) for function in functions))
+
+
 def test_what_others_read_is_kept():
     x, s = pt.dmatrix(), pt.dmatrix()
     z = x + s
