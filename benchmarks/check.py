@@ -11,7 +11,8 @@ from normball import definition
 EPSILON = 1e-7
 GROUPS_CHECKED = 3
 ENTRIES_CHECKED = 300  # of each group; its norm is that of all entries
-LOOSELY = {"float64": 1e-6, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}  # relative: peers differ by epsilon
+# Relative. Peers differ by epsilon; in float32 by more: PyTorch adds up in it, and is 9e-4 off for a GPT-2.
+LOOSELY = {"float64": 1e-6, "float32": 2e-3, "float16": 4e-3, "bfloat16": 3e-2}
 MANTISSA = {"float64": (52, -1022), "float32": (23, -126), "float16": (10, -14), "bfloat16": (7, -126)}
 LOW_HALF = (1 << 27) - 1
 
@@ -68,11 +69,11 @@ def numbers(x: np.ndarray, some: np.ndarray) -> list[float]:
     return x.flat[some].astype(np.float64).tolist()
 
 
-def groups(x: np.ndarray, axes: tuple[int, ...]) -> Iterator[tuple]:
+def groups(x: np.ndarray, axes: tuple[int, ...], some: int = GROUPS_CHECKED) -> Iterator[tuple]:
     """Indices of some groups of an array: the first, the last, and others."""
     kept = [axis for axis in range(x.ndim) if axis not in axes]
     count = int(np.prod([x.shape[axis] for axis in kept]))
-    chosen = {0, count - 1, *np.random.default_rng(2).integers(count, size=GROUPS_CHECKED - 2).tolist()}
+    chosen = {0, count - 1, *np.random.default_rng(2).integers(count, size=some - 2).tolist()}
     for number in sorted(chosen):
         index: list = [slice(None)] * x.ndim
         for axis, place in zip(kept, np.unravel_index(number, [x.shape[axis] for axis in kept]), strict=True):
@@ -80,11 +81,13 @@ def groups(x: np.ndarray, axes: tuple[int, ...]) -> Iterator[tuple]:
         yield tuple(index)
 
 
-def check_array(before: np.ndarray, after: np.ndarray, axes: tuple[int, ...], max_norm: float) -> None:
+def check_array(
+    before: np.ndarray, after: np.ndarray, axes: tuple[int, ...], max_norm: float, some: int = GROUPS_CHECKED
+) -> None:
     """`check_group` on some groups of an array."""
     if after.dtype != before.dtype or after.shape != before.shape:
         raise AssertionError(f"{after.dtype} {after.shape} for {before.dtype} {before.shape}")
-    for index in groups(before, axes):
+    for index in groups(before, axes, some):
         check_group([before[index]], [after[index]], max_norm)
 
 
@@ -94,7 +97,9 @@ def check_close(ours: np.ndarray, theirs: np.ndarray, axes: tuple[int, ...], nam
         raise AssertionError(f"{name}: {theirs.dtype} {theirs.shape} for {ours.dtype} {ours.shape}")
     for index in groups(ours, axes):
         a, b = ours[index].astype(np.float64), theirs[index].astype(np.float64)
-        np.testing.assert_allclose(b, a, rtol=LOOSELY[ours.dtype.name], err_msg=name)
+        np.testing.assert_allclose(
+            b, a, rtol=LOOSELY[ours.dtype.name], atol=1e-6, err_msg=name
+        )  # atol: of subnormal float16
 
 
 def prove_the_check_can_fail() -> None:

@@ -16,12 +16,16 @@ HERE = Path(__file__).parent
 KINDS = {"read": 0, "scale": 1, "copy": 2, "copy past cache": 3}  # the numbers are those of floors.c
 
 
-def compiled(name: str) -> ctypes.CDLL:
-    """A C file of this folder as a library, compiled into a folder that is gone once it is loaded."""
+def compiled(name: str, native: bool = True) -> ctypes.CDLL:
+    """A C file of this folder as a library, for this CPU or for the baseline of its architecture.
+
+    It is compiled into a folder that is gone once it is loaded.
+    """
     compiler = shutil.which("cc") or (sysconfig.get_config_var("CC") or "cc").split()[0]
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "library.so"
-        flags = ["-std=gnu11", "-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", "-pthread"]
+        flags = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+        flags += ["-pthread", *(["-march=native"] if native else [])]
         subprocess.run([compiler, *flags, str(HERE / name), "-o", str(library), "-lm"], check=True)
         return ctypes.CDLL(str(library))
 

@@ -43,7 +43,8 @@ def peers(cell: Cell, data: Arrays) -> Iterator[Peer]:
     narrow = cell.dtype in ("float16", "bfloat16")
     if not narrow:  # NumPy sums float16 in float16, and PyMC refuses it
         yield numpy_formula(cell, data)
-        if library("pymc"):
+        # A function of a list takes PyTensor some ten seconds to compile: once is enough.
+        if (len(data.xs) == 1 or cell.dtype == "float32") and library("pymc"):
             from pymc_update import update_of
 
             call, result = update_of(cell, data)

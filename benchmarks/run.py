@@ -35,7 +35,7 @@ from timing import interleave, median, pin, ratio, readable
 import normball
 
 RESULTS = Path(__file__).parent / "results"
-SECONDS = {"cell": 1.6, "cell without peers": 0.8, "graph": 0.8, "latency": 0.5}
+SECONDS = {"cell": 1.6, "cell without peers": 0.8, "graph": 0.7, "latency": 0.5}
 QUICK_SECONDS = {"cell": 0.4, "cell without peers": 0.4, "graph": 0.2, "latency": 0.2}
 
 
