@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml $(wildcard setup.py) $(wildcard src/normball/kernels/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench docs clean
+.PHONY: help demo test check lint bench ladder docs clean
 
 help:  ## what can be done
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -25,14 +25,18 @@ test: $(VENV)/.test  ## the tests
 
 check: lint test  ## lint, types and tests
 
-lint: $(VENV)/.check $(VENV)/.test  ## lint, types, and the README's table
+lint: $(VENV)/.check $(VENV)/.test  ## lint, types, and the tables of README and docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python docs/support.py --check
+	$(BIN)/python benchmarks/report.py --check
 
-bench: $(VENV)/.test  ## time against PyMC's formula, answers checked first
-	$(BIN)/python benchmarks/compare.py
+bench: $(VENV)/.bench  ## time against bare memory and all peers, answers checked first; BENCH=--quick for a minute of it
+	$(BIN)/python benchmarks/run.py $(BENCH)
+
+ladder: $(VENV)/.bench  ## how the kernels became fast: each step from the plain loop on, checked and timed
+	$(BIN)/python benchmarks/ladder.py
 
 docs: $(VENV)/.docs  ## the documentation as a site, in site/
 	$(BIN)/mkdocs build --strict

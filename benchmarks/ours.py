@@ -29,8 +29,7 @@ def call_of(cell: Cell, data: Arrays) -> Callable[[list[np.ndarray], float], obj
     """call(into, bound): the public call that this cell is about."""
     if cell.case.total:
         # There is no public way yet to say where the result goes.
-        epsilon = np.array(EPSILON)
-        return lambda into, bound: kernels.constrain_total(data.xs, into, np.array(bound), epsilon, 2)
+        return lambda into, bound: kernels.constrain_total(data.xs, into, bound, EPSILON, 2)
     if cell.case.axes is None:
         return lambda into, bound: normball.norm_constraint(data.xs, bound, out=into)
     [x] = data.xs

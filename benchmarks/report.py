@@ -240,7 +240,7 @@ def latency_table(run: Run) -> Iterator[str]:
 
 
 def draw(worlds: list[Run]) -> None:
-    """One row per case, one mark per library, on a scale that begins with the floor."""
+    """One row per case, one mark per library, on a scale that begins with the floor: float32, one thread, in place."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -262,8 +262,9 @@ def draw(worlds: list[Run]) -> None:
                 panel.plot([1, max([ours, *others.values()])], [place] * 2, color="#dddddd", linewidth=1, zorder=1)
                 for name, value in others.items():
                     colour, shape = marks[name]
-                    panel.scatter(value, place, 38, colour, shape, alpha=0.9, linewidths=0, zorder=2)
-                panel.scatter(ours, place, 95, *MARKS["normball"], edgecolors="white", linewidths=0.8, zorder=3)
+                    panel.scatter(value, place, 38, colour, marker=shape, alpha=0.9, linewidths=0, zorder=2)
+                colour, shape = MARKS["normball"]
+                panel.scatter(ours, place, 95, colour, marker=shape, edgecolors="white", linewidths=0.8, zorder=3)
         panel.axvline(1, color="black", linewidth=1.5)
         panel.set(xscale="log", xlabel="time, in multiples of the floor: further left is faster", title=title)
         ticks = [1, 2, 5, 10, 20, 50, 100, 200]
@@ -272,7 +273,7 @@ def draw(worlds: list[Run]) -> None:
         panel.grid(axis="x", color="#eeeeee", zorder=0)
         panel.spines[["top", "right", "left"]].set_visible(False)
         panel.tick_params(axis="y", length=0)
-    axes[0].set_yticks(range(len(cases)), cases)
+    axes[0].set_yticks(range(len(cases)), [case.replace(" x ", " × ") for case in cases])
     axes[0].invert_yaxis()
     used = [name for name in marks if name == "normball" or name in columns(worlds)]
     handles = [
@@ -298,11 +299,17 @@ def with_figures(text: str, worlds: list[Run]) -> str:
     return f"{before}{BEGIN}\n{figures(worlds)}\n{END}{after}"
 
 
+def write() -> None:
+    """Tables and picture anew."""
+    worlds = runs()
+    PAGE.write_text(with_figures(PAGE.read_text(), worlds))
+    draw(worlds)
+
+
 def main() -> None:
     text, worlds = PAGE.read_text(), runs()
     if "--check" not in sys.argv:
-        PAGE.write_text(with_figures(text, worlds))
-        draw(worlds)
+        write()
     elif text != with_figures(text, worlds):
         sys.exit("docs/performance.md: its figures are not those of benchmarks/results; run benchmarks/report.py")
 

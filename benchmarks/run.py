@@ -6,6 +6,7 @@ Every answer is checked, exactly, before it is timed. A cell's rivals are timed 
 its figures are medians over rounds of the ratio within a round. `times the floor`: our time over that of a C loop that
 only reads the same memory (in place, nothing violates), only scales it (in place), or only copies it (out=).
 `times faster`: a peer's time over ours. A cell that fails is reported, the rest goes on, and the exit status is 1.
+A whole run writes benchmarks/results and, from it, the tables and the picture of docs/performance.md.
 """
 
 import os
@@ -28,6 +29,7 @@ import floors
 import latency
 import ours
 import peers
+import report
 from cells import Arrays, Cell, arrays, cells
 from check import check_close, prove_the_check_can_fail
 from timing import interleave, median, pin, ratio, readable
@@ -180,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few cells, about a minute")
     parser.add_argument("--only", metavar="TEXT", action="append", default=[], help="cells whose label has all TEXTs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write there instead of benchmarks/results")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, and the docs not at all")
     options = parser.parse_args()
     pin(1)
     prove_the_check_can_fail()
@@ -197,6 +199,8 @@ def main() -> None:
     if target := options.json or (RESULTS / f"{world(about['versions'])}.json" if whole else None):
         target.parent.mkdir(exist_ok=True)
         target.write_text(json.dumps({**about, "left out": peers.left_out, **rows, "failed": failed}, indent=1) + "\n")
+    if whole and not options.json:
+        report.write()
     if failed:
         sys.exit("\n".join(("", f"{len(failed)} of {len(chosen)} failed:", *failed)))
 
