@@ -2,10 +2,11 @@
 
 import itertools
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 from cells import MAX_NORM, VIOLATING, Arrays, Cell
-from check import EPSILON, check_array, check_group
+from check import EPSILON, check_array, check_group, exact_norm
 from timing import UNLIMITED, Rival, nothing
 
 import normball
@@ -64,13 +65,14 @@ def prove(cell: Cell, data: Arrays, call: Callable, successive: list[float]) -> 
     """
     expect_violating(cell, data, MAX_NORM)
     call(data.ys, MAX_NORM)
-    check(cell, data, data.ys)
+    norm = exact_norm(*data.before) if cell.case.total else None
+    check(cell, data, data.ys, norm)
     for number, bound in enumerate([*successive[:2], successive[-1]]):
         if number:
             expect_violating(cell, data, bound)
         call(data.xs, bound)
         if not number:
-            check(cell, data, data.xs)
+            check(cell, data, data.xs, norm)
     expect_state(cell, data)
 
 
@@ -110,10 +112,10 @@ def sums_of_squares(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     return whole.sum(axis=0, keepdims=True) if 0 in axes else whole
 
 
-def check(cell: Cell, data: Arrays, after: list[np.ndarray]) -> None:
+def check(cell: Cell, data: Arrays, after: list[np.ndarray], norm: Fraction | None) -> None:
     """Exactly: some groups of each array, or of a long list's first, largest and last; a total in all its entries."""
     if cell.case.total:
-        check_group(data.before, after, MAX_NORM)
+        check_group(data.before, after, MAX_NORM, norm)
         return
     sizes = [x.size for x in after]
     for k in sorted({0, int(np.argmax(sizes)), len(sizes) - 1}):
