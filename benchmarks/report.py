@@ -110,6 +110,8 @@ def about(worlds: list[Run]) -> Iterator[str]:
     machine = worlds[0]["machine"]
     yield "- Machine: " + ", ".join(f"{name} {value}" for name, value in machine.items()) + "."
     for run in worlds:
+        if not run["whole"]:
+            yield "- **Provisional**: a few cells, timed shortly; `make bench` times all."
         yield "- Versions: " + ", ".join(f"{name} {value}" for name, value in run["versions"].items()) + "."
         for name, why in run["left out"].items():
             yield f"- Left out with {pymc(run) if 'pymc' in run['versions'] else 'these'}: {name} ({why})."

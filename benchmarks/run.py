@@ -198,7 +198,9 @@ def main() -> None:
     whole = not options.quick and not options.only
     if target := options.json or (RESULTS / f"{world(about['versions'])}.json" if whole else None):
         target.parent.mkdir(exist_ok=True)
-        target.write_text(json.dumps({**about, "left out": peers.left_out, **rows, "failed": failed}, indent=1) + "\n")
+        target.write_text(
+            json.dumps({**about, "whole": whole, "left out": peers.left_out, **rows, "failed": failed}, indent=1) + "\n"
+        )
     if whole and not options.json:
         report.write()
     if failed:
