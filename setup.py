@@ -6,6 +6,7 @@ Where there is no compiler the install goes on without them: `normball.kernels` 
 import os
 import platform
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -13,8 +14,9 @@ from setuptools.command.build_ext import build_ext
 KERNELS = "src/normball/kernels"
 # Nothing here changes a result: contraction to fused multiply-add is off, and there is no fast-math. The two
 # -fno flags give up errno and floating-point traps, which nobody reads, and let the compiler vectorise.
-FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS = ["-std=c11", "-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 MSVC_FLAGS = ["/std:c11", "/O2", "/fp:precise"]
+THREADS = [] if sys.platform == "win32" else ["-pthread"]
 LEVELS = {"v3": ["-march=x86-64-v3"]} if platform.machine() in ("x86_64", "AMD64") else {}
 
 
@@ -23,7 +25,7 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         msvc = self.compiler.compiler_type == "msvc"
-        flags = MSVC_FLAGS if msvc else FLAGS
+        flags = MSVC_FLAGS if msvc else FLAGS + THREADS
         ext.extra_compile_args = flags
         for level, extra in {} if msvc else LEVELS.items():
             try:
@@ -50,9 +52,10 @@ setup(
     ext_modules=[
         Extension(
             "normball.kernels._native",
-            [f"{KERNELS}/module.c", f"{KERNELS}/core.c"],
-            depends=[f"{KERNELS}/{name}" for name in ("normball.h", "exact.h", "loops.h", "core.c")],
+            [f"{KERNELS}/{name}.c" for name in ("module", "pool", "core")],
+            depends=[str(path) for path in Path(KERNELS).glob("*.[ch]")],
             libraries=[] if sys.platform == "win32" else ["m"],
+            extra_link_args=THREADS,
             py_limited_api=True,
             optional=True,
         )

@@ -4,6 +4,9 @@ Nothing here has a tolerance but the 4 units in the last place that the promise 
 """
 
 import math
+import os
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -372,6 +375,32 @@ def test_empty(kernel):
 
 
 @pytest.mark.parametrize("ord", ORDERS)
+def test_list_is_constrained_as_one_at_a_time(kernel, ord):
+    rng = np.random.default_rng(16)
+    for count in (0, 1, 2, len(CASES) * len(DTYPES)):
+        cells = [(shape, axes, dtype) for shape, axes in CASES for dtype in DTYPES][:count]
+        xs = [values(rng, shape, dtype, 1) for shape, _, dtype in cells]
+        axes = [axes for _, axes, _ in cells]
+        # Bounds as floats and as arrays, side by side.
+        bounds = [0.5 if i % 3 else fallback.norms(x, axes[i], ord) * 0.7 for i, x in enumerate(xs)]
+        small = [1e-7 if i % 2 else np.zeros(()) for i, _ in enumerate(xs)]
+        wanted = [constrained(kernel, *job, ord) for job in zip(xs, axes, bounds, small, strict=True)]
+        outs = [x if i % 2 else np.empty_like(x) for i, x in enumerate(xs)]
+        kernel.constrain_each(xs, outs, axes, bounds, small, ord)
+        assert all(same_bits(out, want) for out, want in zip(outs, wanted, strict=True))
+
+
+@pytest.mark.parametrize("ord", ORDERS)
+def test_floats_are_bounds_too(kernel, ord):
+    x = np.random.default_rng(17).standard_normal((40, 6))
+    out = np.empty_like(x)
+    kernel.constrain(x, out, (0,), 1.5, 1e-7, ord)
+    assert same_bits(out, constrained(kernel, x, (0,), 1.5, 1e-7, ord))
+    bound = float(kernel.norms(x, (0,), ord)[0, 2])
+    assert same_bits(kernel.norms(x, (0,), ord, bound), kernel.norms(x, (0,), ord, np.array(bound)))
+
+
+@pytest.mark.parametrize("ord", ORDERS)
 def test_total(kernel, ord):
     rng = np.random.default_rng(12)
     for scale in (1.0, 1e-30, 1e30):
@@ -438,28 +467,108 @@ def test_every_half_and_bfloat_is_read_and_written(kernel):
         assert_law(some, constrained(kernel, some, (), bound), (), bound, 0.0, 2)
 
 
+HUGE = 2**62
+# How a call can go about its work, forced for arrays of any size: (threads, limits as `_native.set_limits` takes them).
+WAYS = {
+    "as ever": (1, None),
+    "shared out": (3, (0, 1, HUGE, 2**17, HUGE)),
+    "shared out in large tasks": (2, (0, 2**14, HUGE, 0, HUGE)),
+    "past the caches": (1, (HUGE, 2**17, 0, 2**17, HUGE)),
+    "shared out past the caches, no quick look": (3, (0, 2**10, 0, 0, HUGE)),
+    "every group quickly first": (1, (HUGE, 1, HUGE, HUGE, HUGE)),
+    "asking to stop all the time": (1, (HUGE, 1, HUGE, 2**17, 1)),
+}
+
+
+@pytest.fixture
+def going():
+    """Go a way, on an instruction set; and back to the usual ones in the end."""
+    level, threads, limits = _native.select(_native.levels()[0]), _native.threads(), _native.set_limits(*[0] * 5)
+    _native.set_limits(*limits)
+
+    def go(way, level):
+        threads, own = WAYS[way]
+        _native.select(level)
+        _native.set_threads(threads)
+        _native.set_limits(*(own or limits))
+
+    yield go
+    _native.select(level)
+    _native.set_threads(threads)
+    _native.set_limits(*limits)
+
+
+def everything_about(x, axes, max_norm, ord):
+    """What the kernels make of an array, out of place, in place, in a list and as a total."""
+    out, over, total, listed = np.empty_like(x), x.copy(order="K"), np.empty_like(x), [np.empty_like(x), x.copy()]
+    native.constrain(x, out, axes, max_norm, 1e-7, ord)
+    native.constrain(over, over, axes, max_norm, 1e-7, ord)
+    native.constrain_each([x, listed[1]], listed, [axes, axes], [max_norm, max_norm], [1e-7, 1e-7], ord)
+    norm = native.constrain_total([x, x], [total, np.empty_like(x)], float(np.max(max_norm)) / 3, 0.0, ord)
+    return out, over, *listed, native.norms(x, axes, ord), native.norms(x, axes, ord, max_norm), total, norm
+
+
 @needs_native
-def test_every_instruction_set_gives_the_same_bits():
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_way_and_every_instruction_set_gives_the_same_bits(going, dtype):
     rng = np.random.default_rng(13)
-    before = _native.select(_native.levels()[0])
-    try:
-        for dtype in DTYPES:
-            for shape, axes in [*CASES, ((500, 130), (0,)), ((3, 5000), (0,)), ((20, 3000), (1,))]:
-                for ord in ORDERS:
-                    for scale in SCALES.get(dtype, (1, 1e-38, 1e37)):
-                        x = values(rng, shape, dtype, scale)
-                        max_norm = fallback.norms(x, axes, ord) * 0.7
-                        results = []
-                        for level in _native.levels():
-                            _native.select(level)
-                            out = constrained(native, x, axes, max_norm, 1e-7, ord)
-                            total = np.empty_like(x)
-                            norm = native.constrain_total([x], [total], 0.3 * scale, 0.0, ord)
-                            results.append((out, native.norms(x, axes, ord), total, norm))
-                        for other in results[1:]:
-                            assert all(same_bits(a, b) for a, b in zip(other, results[0], strict=True))
-    finally:
-        _native.select(before)
+    shapes = [((500, 130), (0,)), ((3, 5000), (0,)), ((20, 3000), (1,)), ((2000, 3), (0,)), ((300, 2, 9), (0, 2))]
+    for shape, axes in [*CASES, *shapes, ((9000,), (0,)), ((700, 1100), (0,)), ((90, 8), (1,))]:
+        for ord in ORDERS:
+            for scale, share in zip(SCALES.get(dtype, (1, 1e-38, 1e37)), [0.7, 1.0, 1.4] * 2, strict=False):
+                x = values(rng, shape, dtype, scale)
+                max_norm = native.norms(x, axes, ord) * rng.choice([share, 3, 3, 3], 1)
+                if not np.isfinite(max_norm).all():
+                    continue
+                want = None
+                for level in _native.levels():
+                    for way in WAYS:
+                        going(way, level)
+                        got = everything_about(x, axes, max_norm, ord)
+                        want = got if want is None else want
+                        assert all(same_bits(a, b) for a, b in zip(got, want, strict=True)), (shape, axes, way, level)
+                assert same_bits(want[0], want[1])
+                assert same_bits(want[0], want[2])
+
+
+@needs_native
+def test_layouts_in_every_way(going):
+    """What is not contiguous, too, and where x and y lie differently."""
+    rng = np.random.default_rng(16)
+    for dtype in DTYPES:
+        for shape, axes in [*CASES, ((300, 5), (0,)), ((40, 6, 7), (1,))]:
+            x = values(rng, shape, dtype, 1)
+            max_norm = fallback.norms(x, axes, 2) * 0.7
+            going("as ever", _native.levels()[0])
+            for _, other in layouts(x):
+                want = constrained(native, other, axes, max_norm)
+                for way in WAYS:
+                    going(way, _native.levels()[0])
+                    for _, target in layouts(np.zeros_like(x)):
+                        native.constrain(other, target, axes, max_norm, 0.0, 2)
+                        assert same_bits(target, want), (shape, axes, way)
+
+
+COUNTING = """
+import sys
+import numpy as np
+from normball.kernels import _native
+threads = lambda: int(next(l for l in open("/proc/self/status") if l.startswith("Threads:")).split()[1])
+_native.set_threads(int(sys.argv[1]))
+_native.set_limits(int(sys.argv[2]), 1, 2**62, 2**17, 2**62)
+x, before = np.ones((2000, 100)), threads()
+_native.constrain(2, x, x, 0, (0,), 1.0, 0.0)
+print(threads() - before)
+"""
+
+
+@needs_native
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc here to count threads in")
+@pytest.mark.parametrize("threads, least, helpers", [(3, 0, "2"), (3, 2**62, "0"), (1, 0, "0")])
+def test_a_way_that_is_forced_is_gone(threads, least, helpers):
+    """Twin of the two above: where work is to be shared out, helpers are there, and elsewhere none."""
+    command = [sys.executable, "-c", COUNTING, str(threads), str(least)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip() == helpers
 
 
 @needs_native
@@ -476,21 +585,41 @@ def test_long_groups_keep_their_law():
 def test_wrong_memory_is_refused():
     x = np.ones((3, 4))
     zero, one = np.zeros(()), np.ones(())
+    unaligned = np.zeros(97, np.uint8)[1:].view(np.float64).reshape(3, 4)
     for args in [
-        (x, np.ones((4, 3)), 0, 2, 1, one, zero),
-        (x, x.copy(), 1, 2, 1, one, zero),
-        (x, x.copy(), 0, 2, 1, np.ones(3), zero),
-        (x, x.copy(), 0, 2, 1, np.ones((3, 1)), zero),
-        (x, x.copy(), 0, 7, 1, one, zero),
-        (x, x.copy(), 9, 2, 1, one, zero),
-        (x, x.copy(), 0, 2, 1, np.ones((), np.float32), zero),
+        (2, x, np.ones((4, 3)), 0, (0,), one, zero),
+        (2, x, np.ones(3), 0, (0,), one, zero),
+        (2, x, x.copy(), 1, (0,), one, zero),
+        (2, x, x.copy(), 0, (0,), np.ones(3), zero),
+        (2, x, x.copy(), 0, (0,), np.ones((3, 1)), zero),
+        (2, x, x.copy(), 0, (0,), 1.0, np.ones((1, 1, 1))),
+        (7, x, x.copy(), 0, (0,), one, zero),
+        (2, x, x.copy(), 9, (0,), one, zero),
+        (2, x, x.copy(), 0, (-1,), one, zero),
+        (2, x, x.copy(), 0, (64,), one, zero),
+        (2, x, x.copy(), 0, (0,), np.ones((), np.float32), zero),
+        (2, x, unaligned, 0, (0,), one, zero),
+        (2, unaligned, x.copy(), 0, (0,), one, zero),
     ]:
         with pytest.raises(ValueError):
+            _native.constrain(*args)
+        first = x.copy()
+        with pytest.raises(ValueError):  # as the second of two; the first is not written to either
+            _native.constrain(args[0], x, first, 0, (0,), 0.5, 0.0, *args[1:])
+        assert same_bits(first, x)
+    for args in [
+        (),
+        (2, x),
+        (2, x, x.copy(), 0, (0,), 1.0),
+        (2, x, x.copy(), 0, [0], one, zero),
+        (2, x, 1, 0, (), 1.0, 0.0),
+    ]:
+        with pytest.raises((TypeError, SystemError)):
             _native.constrain(*args)
     frozen = np.ones((3, 4))
     frozen.flags.writeable = False
     with pytest.raises((ValueError, BufferError)):
-        _native.constrain(x, frozen, 0, 2, 1, one, zero)
+        _native.constrain(2, x, frozen, 0, (0,), one, zero)
 
 
 @needs_native

@@ -1,6 +1,7 @@
 """The house rules of CONTRIBUTING.md. Each checker is tried on a house that breaks its rule."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import normball
+from normball import kernels
 
 PACKAGE = Path(normball.__file__).parent
 CONTRACT = {
@@ -15,12 +17,13 @@ CONTRACT = {
     "merge": ["summaries", "ord"],
     "norm": ["summary", "ord"],
     "constrain": ["x", "max_norm", "axes", "epsilon", "ord", "out"],
+    "constrain_each": ["xs", "max_norms", "axes", "epsilon", "ord", "outs"],
     "constrain_total": ["xs", "max_norm", "epsilon", "ord"],
 }
 BACKENDS = sorted(p for p in (PACKAGE / "backends").glob("*.py") if p.stem != "__init__" and "_" not in p.stem)
 # Every file that may name a library, besides NumPy, the one dependency.
 KNOWS = {
-    "pytensor": {"backends/pytensor.py", "backends/pytensor_links.py", "backends/pytensor_numba.py"},
+    "pytensor": {f"backends/pytensor{part}.py" for part in ("", "_c", "_fusion", "_links", "_numba")},
     "jax": {"backends/jax.py", "backends/pytensor_links.py"},
     "torch": {"backends/pytensor_links.py"},
     "numba": {"backends/pytensor_links.py", "backends/pytensor_numba.py"},
@@ -75,6 +78,28 @@ def loaded_by(code):
     return set(run.stdout.split()) & {"pytensor", "pymc", "jax", "torch", "numba", "ml_dtypes", "scipy", "keras"}
 
 
+def first_use(code="normball.norm_constraint(numpy.ones((2, 2)), 1.0)"):
+    """What a first call adds to NumPy's import, in a fresh interpreter: modules loaded, and files written or made."""
+    probe = f"""
+import os, sys
+import numpy
+before, written = set(sys.modules), []
+def watch(event, args):
+    if event == "open" and args[2] is not None and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        written.append(str(args[0]))
+    if event in ("os.mkdir", "os.rename", "os.link", "os.symlink", "os.truncate"):
+        written.append(str(args[0]))
+sys.addaudithook(watch)
+import normball
+{code}
+print(*sorted(set(sys.modules) - before))
+print(*written)
+"""
+    run = subprocess.run([sys.executable, "-B", "-c", probe], capture_output=True, text=True, check=True)
+    loaded, written = run.stdout.splitlines()
+    return set(loaded.split()), written
+
+
 def sources():
     return {str(p.relative_to(PACKAGE)).replace("\\", "/"): p.read_text() for p in PACKAGE.rglob("*.py")}
 
@@ -88,7 +113,7 @@ def test_every_backend_has_the_same_functions_in_the_same_order(path):
 
 def test_the_definition_has_the_same_functions_about_one_group():
     functions = public_functions((PACKAGE / "definition.py").read_text())
-    assert list(functions) == list(CONTRACT)
+    assert list(functions) == [name for name in CONTRACT if name != "constrain_each"]
     for name, arguments in functions.items():
         assert arguments == [a for a in CONTRACT[name] if a not in ("axes", "out")] or set(arguments) <= set(
             CONTRACT[name]
@@ -133,8 +158,35 @@ def test_import_is_light_can_fail():
     assert "pytensor" in loaded_by("import normball.backends.pytensor")
 
 
+def test_first_call_loads_little_and_writes_nothing():
+    """Not a matter of time, which machines differ in, but of what takes it. Read-only homes and packages will do."""
+    loaded, written = first_use()
+    assert {name for name in loaded if not name.startswith("normball")} <= {
+        "fractions",
+        "decimal",
+        "_decimal",
+        "numbers",
+    }
+    if kernels.best.__name__ == "normball.kernels.native":
+        assert not loaded & {"fractions", "normball.definition", "normball.kernels.fallback"}
+    assert written == ""
+
+
+def test_first_call_can_fail():
+    loaded, written = first_use("import fractions, xml.sax; open(os.devnull, 'w').close()")
+    assert {"fractions", "xml.sax"} <= loaded
+    assert written == os.devnull
+
+
 def test_public_names():
-    assert sorted(normball.__all__) == ["__version__", "compute_norms", "norm_constraint", "total_norm_constraint"]
+    assert sorted(normball.__all__) == [
+        "__version__",
+        "compute_norms",
+        "get_num_threads",
+        "norm_constraint",
+        "set_num_threads",
+        "total_norm_constraint",
+    ]
     assert all(hasattr(normball, name) for name in normball.__all__)
     for name in ("compute_norms", "norm_constraint", "total_norm_constraint"):
         doc = getattr(normball, name).__doc__

@@ -1,10 +1,10 @@
 """The public functions: read the arguments, find the backend, hand over."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from normball import arguments
-from normball.dispatch import backend_for
+from normball.dispatch import backend_for, check_type, types_of
 
 
 def norm_constraint(
@@ -28,29 +28,34 @@ def norm_constraint(
 
     Parameters
     ----------
-    tensor_var : array
+    tensor_var : array or iterable of array
         Weights, an update, a gradient: a NumPy array (float64, float32, float16, bfloat16) or a PyTensor variable
-        (float64, float32, float16), of any shape and layout.
-    max_norm : float or array
+        (float64, float32, float16), of any shape and layout. Or several of them, in a list or from a generator: each
+        is constrained by itself, NumPy arrays in one go.
+    max_norm : float or array, or list of these
         The largest norm allowed, in the units of `tensor_var`. One number, or anything that broadcasts against the
         norms with the reduced axes kept as 1 (one bound per unit). `inf` means no constraint. In a PyTensor graph it
-        may be symbolic or shared: a schedule needs no second compilation.
+        may be symbolic or shared: a schedule needs no second compilation. For several arrays one bound for all, or a
+        list of as many.
     norm_axes : int or sequence of int, optional
         The axes to take the norm over. By default a 2-D array is a dense layer's (inputs, outputs), with the norm over
         axis 0, and a 3-D, 4-D or 5-D one a convolution's (filters, channels, space...), with the norm over all axes
-        but 0. Others must say. ``()`` makes every entry its own group.
+        but 0. Others must say. ``()`` makes every entry its own group. Of several arrays each has its own default;
+        axes that are given are those of all.
     epsilon : float or array, optional
         Added to the norms of violating groups, so that they end this much inside the ball. Unlike in PyMC and Lasagne,
         compliant groups never feel it.
     ord : 1, 2 or inf, optional
         The order p of the norm.
-    out : array, optional
+    out : array or list of array, optional
         NumPy only: where to write the result; an array of the same shape and dtype, which may be `tensor_var` itself.
+        For several arrays a list of as many, none of which shares memory with another.
 
     Returns
     -------
-    array
-        Of the same kind, dtype and shape as `tensor_var`, which is not written to (unless it is `out`).
+    array or list of array
+        Of the same kind, dtype and shape as `tensor_var`, which is not written to (unless it is `out`). A list for
+        several arrays, with the same bits as of one at a time.
 
     Raises
     ------
@@ -58,7 +63,10 @@ def norm_constraint(
         For integers, booleans, complex numbers and objects; for a `max_norm` or `epsilon` that is None, text or bool.
     ValueError
         For axes that are missing, repeated or out of range; a concrete `max_norm` or `epsilon` that is negative or
-        NaN, or does not broadcast; an `out` of another shape or dtype, read-only or partly overlapping `tensor_var`.
+        NaN, or does not broadcast; an `out` of another shape or dtype, read-only or partly overlapping `tensor_var`;
+        lists that are not equally long. Nothing is written then, and the message says which array it is about.
+    KeyboardInterrupt
+        On Ctrl-C, during a long call too. Each group of `out` is then wholly done or as it was.
 
     Notes
     -----
@@ -85,6 +93,16 @@ def norm_constraint(
     array([[0.6, 0.3],
            [0.8, 0.4]])
 
+    All weights of a network, in place, each with a bound of its own:
+
+    >>> layers = [np.full((4, 2), 3.0), np.full((2, 1), 0.5)]
+    >>> norm_constraint(layers, [2.0, 1.0], epsilon=0, out=layers)
+    [array([[1., 1.],
+           [1., 1.],
+           [1., 1.],
+           [1., 1.]]), array([[0.5],
+           [0.5]])]
+
     PyMC's own example, on a PyTensor graph:
 
     >>> import pytensor
@@ -96,10 +114,12 @@ def norm_constraint(
     >>> bool(np.isclose(np.max(compute_norms(param.get_value())), 10))
     True
     """
+    if arguments.is_list(tensor_var):
+        return _constrain_each(tensor_var, max_norm, norm_axes, epsilon, ord, out)
+    backend = backend_for(type(tensor_var), type(max_norm), type(epsilon))
     axes = arguments.read_axes(_ndim(tensor_var), norm_axes)
     bound, small = arguments.read_bound("max_norm", max_norm), arguments.read_bound("epsilon", epsilon)
-    order = arguments.read_ord(ord)
-    return backend_for(tensor_var, bound, small).constrain(tensor_var, bound, axes, small, order, out)
+    return backend.constrain(tensor_var, bound, axes, small, arguments.read_ord(ord), out)
 
 
 def total_norm_constraint(
@@ -169,9 +189,13 @@ def total_norm_constraint(
     order = arguments.read_ord(ord)
     if not variables:
         return ([], 0.0) if return_norm else []
+    types = set(map(type, variables))
+    for kind in types:
+        check_type(kind)
     for variable in variables:
         _ndim(variable)
-    constrained, total = backend_for(*variables, bound, small).constrain_total(variables, bound, small, order)
+    backend = backend_for(*types, type(max_norm), type(epsilon))
+    constrained, total = backend.constrain_total(variables, bound, small, order)
     return (constrained, total) if return_norm else constrained
 
 
@@ -214,15 +238,86 @@ def compute_norms(array: Any, norm_axes: Any = None, *, ord: float = 2) -> Any:
     >>> compute_norms(np.array([[3.0, 1.0], [4.0, 0.0]]))
     array([5., 1.])
     """
-    ndim = _ndim(array)
+    backend, ndim = backend_for(type(array)), _ndim(array)
     axes = () if norm_axes is None and ndim == 1 else arguments.read_axes(ndim, norm_axes)
-    backend, order = backend_for(array), arguments.read_ord(ord)
+    order = arguments.read_ord(ord)
     norms = backend.norm(backend.summarise(array, axes, order), order)
     return norms.squeeze(axes)
 
 
-def _ndim(tensor_var: Any) -> int:
-    backend_for(tensor_var)  # refuses what is no array before anything is asked of it
-    if not hasattr(tensor_var, "ndim"):  # a PyTensor variable that is no tensor, say
-        raise arguments.no_array(tensor_var)
-    return tensor_var.ndim
+def set_num_threads(n: int) -> None:
+    """How many threads a call on NumPy arrays, or in a compiled PyTensor function, may use from now on.
+
+    Results have the same bits whatever the number. Small arrays are worked on by the calling thread alone.
+
+    Parameters
+    ----------
+    n : int
+        At least 1, which is the calling thread alone; more than 64 are not used. It holds for the whole process. The
+        environment variable ``NORMBALL_NUM_THREADS`` sets it from the start.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `n` is no int, or less than 1.
+
+    Notes
+    -----
+    Where the C kernels are not built, the work is NumPy's, in one thread, and this has no effect.
+
+    Examples
+    --------
+    >>> import normball
+    >>> normball.set_num_threads(1)
+    >>> normball.get_num_threads()
+    1
+    """
+    from normball import kernels  # loads NumPy, which `import normball` does not need
+
+    kernels.set_num_threads(arguments.read_threads("n", n))
+
+
+def get_num_threads() -> int:
+    """How many threads a call may use; see `set_num_threads`.
+
+    Returns
+    -------
+    int
+        The number set last, by `set_num_threads` or the environment variable ``NORMBALL_NUM_THREADS``; else that of
+        ``OMP_NUM_THREADS``; else as many as there are CPUs for this process. 1 where the C kernels are not built.
+
+    Examples
+    --------
+    >>> import normball
+    >>> normball.get_num_threads() >= 1
+    True
+    """
+    from normball import kernels
+
+    return kernels.get_num_threads()
+
+
+def _constrain_each(
+    tensor_vars: Iterable[Any], max_norm: Any, norm_axes: Any, epsilon: Any, ord: float, out: Any
+) -> list:
+    """`norm_constraint` of a list, every array by itself."""
+    variables = list(tensor_vars)
+    types = types_of(variables, type(tensor_vars))
+    ndims = [_ndim(variable, index) for index, variable in enumerate(variables)]
+    if isinstance(norm_axes, Iterator):  # read once for each
+        norm_axes = list(norm_axes)
+    axes = [arguments.read_axes(ndim, norm_axes, index) for index, ndim in enumerate(ndims)]
+    bounds = arguments.read_bounds("max_norm", max_norm, len(variables))
+    small, order = arguments.read_bound("epsilon", epsilon), arguments.read_ord(ord)
+    outs = arguments.read_outs(out, len(variables))
+    if not variables:
+        return []
+    backend = backend_for(*types, *set(map(type, bounds)), type(small))
+    return backend.constrain_each(variables, bounds, axes, small, order, outs)
+
+
+def _ndim(tensor_var: Any, index: int | None = None) -> int:
+    try:
+        return tensor_var.ndim
+    except AttributeError:  # a PyTensor variable that is no tensor, say
+        raise arguments.no_array(tensor_var, index) from None

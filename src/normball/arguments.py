@@ -9,11 +9,16 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-ORDERS = (1, 2, math.inf)
+ORDERS = {order: order for order in (1, 2, math.inf)}
 REAL_FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
-def default_axes(ndim: int) -> tuple[int, ...]:
+def entry(name: str, index: int | None) -> str:
+    """What an argument is called in errors, or an entry of one that is a list."""
+    return name if index is None else f"{name}[{index}]"
+
+
+def default_axes(ndim: int, index: int | None = None) -> tuple[int, ...]:
     """Axes of one unit's incoming weights: dense layers (2-D) over axis 0, convolutions (3-D to 5-D) over all but 0."""
     if ndim == 2:
         return (0,)
@@ -23,19 +28,19 @@ def default_axes(ndim: int) -> tuple[int, ...]:
     remedy = (
         "pass norm_axes=()" if ndim == 0 else f"pass norm_axes: {every} makes the whole array one group, () each entry"
     )
-    message = f"norm_axes=None: no default axes for an array of {_dimensions(ndim)} (only for 2 to 5); {remedy}"
+    message = f"norm_axes=None: no default axes for {_array(ndim, index)} (only for 2 to 5); {remedy}"
     raise ValueError(message)
 
 
-def read_axes(ndim: int, norm_axes: Any) -> tuple[int, ...]:
+def read_axes(ndim: int, norm_axes: Any, index: int | None = None) -> tuple[int, ...]:
     """Sorted, non-negative norm axes from None, an int or any iterable of ints."""
     if norm_axes is None:
-        return default_axes(ndim)
+        return default_axes(ndim, index)
     axes = []
     for axis in _each_axis(norm_axes):
         if not -ndim <= axis < ndim:
             message = (
-                f"norm_axes={norm_axes!r}: axis {axis} is out of range for an array of {_dimensions(ndim)}; "
+                f"norm_axes={norm_axes!r}: axis {axis} is out of range for {_array(ndim, index)}; "
                 f"{f'use {-ndim} to {ndim - 1}' if ndim else 'pass norm_axes=()'}"
             )
             raise ValueError(message)
@@ -47,8 +52,9 @@ def read_axes(ndim: int, norm_axes: Any) -> tuple[int, ...]:
     return tuple(sorted(axes))
 
 
-def _dimensions(ndim: int) -> str:
-    return f"{ndim} dimension{'' if ndim == 1 else 's'}"
+def _array(ndim: int, index: int | None) -> str:
+    what = "an array" if index is None else entry("tensor_var", index)
+    return f"{what} of {ndim} dimension{'' if ndim == 1 else 's'}"
 
 
 def _each_axis(norm_axes: Any) -> list[int]:
@@ -67,14 +73,16 @@ def _each_axis(norm_axes: Any) -> list[int]:
 
 def read_ord(ord: Any) -> float:
     """The order of the norm: 1, 2 or inf."""
-    if isinstance(ord, numbers.Real) and not isinstance(ord, bool) and ord in ORDERS:
-        return ORDERS[ORDERS.index(float(ord))]
+    if (type(ord) is int or (isinstance(ord, numbers.Real) and not isinstance(ord, bool))) and ord in ORDERS:
+        return ORDERS[ord]  # type: ignore[index]
     message = f"ord={ord!r}: must be 1, 2 or inf; for the Euclidean norm leave it out"
     raise ValueError(message)
 
 
 def read_bound(name: str, value: Any) -> Any:
     """`max_norm` or `epsilon`: a Python number becomes a checked float, an array-like is handed on for its backend."""
+    if type(value) is float and value >= 0:  # what most calls bring
+        return value
     if value is None or isinstance(value, (str, bytes, bool)):
         remedy = "; for no constraint pass max_norm=math.inf" if name == "max_norm" else "; for none pass epsilon=0"
         message = f"{name}={value!r}: must be a number, an array or a symbolic value >= 0{remedy}"
@@ -90,6 +98,16 @@ def read_bound(name: str, value: Any) -> Any:
     return number
 
 
+def read_threads(name: str, value: Any) -> int:
+    """A number of threads."""
+    message = f"{name}={value!r}: must be an int >= 1; 1 for the calling thread alone"
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(message)
+    if operator.index(value) < 1:
+        raise ValueError(message)
+    return operator.index(value)
+
+
 def negative_bound(name: str, value: Any) -> ValueError:
     """The error for a concrete bound that is negative or NaN."""
     return ValueError(f"{name}={value}: must be >= 0 and not NaN; a norm is never negative")
@@ -100,10 +118,11 @@ def wrong_bound_dtype(name: str, dtype: Any) -> TypeError:
     return TypeError(f"{name} of dtype {dtype}: must hold real numbers; convert it to float64 first")
 
 
-def wrong_bound_shape(name: str, shape: tuple, groups: tuple) -> ValueError:
+def wrong_bound_shape(name: str, shape: tuple, groups: tuple, index: int | None = None) -> ValueError:
     """The error for a bound that does not broadcast against the norms."""
+    whose = "" if index is None else f" of {entry('tensor_var', index)}"
     return ValueError(
-        f"{name} of shape {tuple(shape)}: must broadcast against the norms, of shape {tuple(groups)} "
+        f"{name} of shape {tuple(shape)}: must broadcast against the norms{whose}, of shape {tuple(groups)} "
         "(the reduced axes kept as 1); add axes of length 1 where the norm is taken"
     )
 
@@ -119,21 +138,51 @@ def wrong_dtype(dtype: Any, what: str = "tensor_var") -> TypeError:
     return TypeError(f"{what} of dtype {text}: must be one of {', '.join(REAL_FLOATS)}{remedy}")
 
 
-def no_array(value: Any) -> TypeError:
+def no_array(value: Any, index: int | None = None) -> TypeError:
     """The error for what belongs to a library of ours, but has no dimensions."""
-    return TypeError(f"tensor_var of type {type(value).__name__}: must be an array of numbers; pass one")
+    return TypeError(
+        f"{entry('tensor_var', index)} of type {type(value).__name__}: must be an array of numbers; pass one"
+    )
 
 
-def wrong_out(rule: str, remedy: str) -> ValueError:
+def wrong_out(rule: str, remedy: str, index: int | None = None) -> ValueError:
     """The error for an `out` that cannot take the result."""
-    return ValueError(f"out: {rule}; {remedy}")
+    return ValueError(f"{entry('out', index)}: {rule}; {remedy}")
+
+
+def is_list(value: Any) -> bool:
+    """Whether this is an iterable of arrays, a generator included, and no array itself."""
+    return not hasattr(value, "ndim") and isinstance(value, Iterable) and not isinstance(value, (str, bytes))
 
 
 def read_list(tensor_vars: Any) -> list:
-    """The arrays of a total norm, from any iterable of them, a generator included."""
-    if hasattr(tensor_vars, "ndim") or not isinstance(tensor_vars, Iterable) or isinstance(tensor_vars, (str, bytes)):
+    """The arrays of a total norm, from any iterable of them."""
+    if not is_list(tensor_vars):
         message = (
             f"tensor_vars of type {type(tensor_vars).__name__}: must be a list of arrays; for one array pass [array]"
         )
         raise TypeError(message)
     return list(tensor_vars)
+
+
+def read_bounds(name: str, value: Any, count: int) -> list:
+    """The bounds of a list of arrays: one for all of them, or a list of as many."""
+    if not isinstance(value, (list, tuple)):
+        return [read_bound(name, value)] * count
+    if len(value) != count:
+        message = f"{name}: {len(value)} bounds for {count} arrays; pass one for all, or a list of as many"
+        raise ValueError(message)
+    return [read_bound(entry(name, index), bound) for index, bound in enumerate(value)]
+
+
+def read_outs(out: Any, count: int) -> list:
+    """The `out` of each of a list of arrays, None where there is none."""
+    if out is None:
+        return [None] * count
+    if not isinstance(out, (list, tuple)):
+        message = f"out of type {type(out).__name__}: must be a list like tensor_var; leave it out for new arrays"
+        raise TypeError(message)
+    if len(out) != count:
+        message = f"out: {len(out)} arrays for {count} arrays; pass a list of as many"
+        raise ValueError(message)
+    return list(out)

@@ -1,11 +1,15 @@
-"""Which backend an array belongs to: a dict from type to module, filled on first sight of a type.
+"""Which backend an array belongs to: looked up by its type, found out on first sight of a type.
 
 The only list of backends. A backend is imported when its first array arrives, never before.
 """
 
+import functools
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any
+
+from normball import arguments
 
 # The package that defines an array's type -> the backend that knows it. Later ones win over earlier ones in a call
 # that mixes them: a NumPy array may stand beside a symbolic variable, as everywhere in PyTensor.
@@ -14,24 +18,40 @@ BACKENDS = {
     "pytensor": "normball.backends.pytensor",
 }
 _ORDER = list(BACKENDS)
-_seen: dict[type, str | None] = {float: None, int: None}
 
 
-def backend_for(*values: Any) -> ModuleType:
-    """The backend of the values, some of which may be plain numbers."""
-    names = {name for name in (_library(type(value)) for value in values) if name is not None}
-    if not names:
-        types = ", ".join(type(value).__name__ for value in values[:1]) or "nothing"
-        message = (
-            f"tensor_var of type {types}: must be an array of {' or '.join(BACKENDS)}; "
+def _backend_for(array: type, *others: type) -> ModuleType:
+    """The backend of an array's type, and of others in the same call, of bounds say, which may be plain numbers."""
+    check_type(array)
+    libraries = filter(None, map(_library, (array, *others)))
+    return import_module(BACKENDS[max(libraries, key=_ORDER.index)])
+
+
+# mypy takes no type for Hashable, which functools.cache asks for.
+backend_for: Callable[..., ModuleType] = functools.cache(_backend_for)
+
+
+def check_type(array: type, what: str = "tensor_var") -> None:
+    """Refuse a type that no backend knows."""
+    if _library(array) is None:
+        raise TypeError(
+            f"{what} of type {array.__name__}: must be an array of {' or '.join(BACKENDS)}; "
             "turn a list or number into one with numpy.asarray"
         )
-        raise TypeError(message)
-    return import_module(BACKENDS[max(names, key=_ORDER.index)])
 
 
+def types_of(arrays: Sequence[Any], whole: type) -> set[type]:
+    """The types in a list of arrays; refuses an entry that is none, or all of a list, [[1.0]] say, that holds none."""
+    types = set(map(type, arrays))
+    if None in map(_library, types):
+        if not any(map(_library, types)):
+            check_type(whole)
+        for index, array in enumerate(arrays):
+            check_type(type(array), arguments.entry("tensor_var", index))
+    return types
+
+
+@functools.cache
 def _library(kind: type) -> str | None:
-    if kind not in _seen:
-        roots = (base.__module__.partition(".")[0] for base in kind.__mro__)
-        _seen[kind] = next((root for root in roots if root in BACKENDS), None)
-    return _seen[kind]
+    roots = (base.__module__.partition(".")[0] for base in kind.__mro__)
+    return next((root for root in roots if root in BACKENDS), None)

@@ -89,6 +89,14 @@ def constrain(x: Any, max_norm: Any, axes: tuple[int, ...], epsilon: Any, ord: f
     return _constrain_one(array, bound, small, axes, ord)
 
 
+def constrain_each(
+    xs: Sequence[Any], max_norms: Sequence[Any], axes: Sequence[tuple], epsilon: Any, ord: float, outs: Sequence[Any]
+) -> list[jax.Array]:
+    """Every array as `constrain` would."""
+    jobs = zip(xs, max_norms, axes, outs, strict=True)
+    return [constrain(x, max_norm, own_axes, epsilon, ord, out) for x, max_norm, own_axes, out in jobs]
+
+
 def constrain_total(xs: Sequence[Any], max_norm: Any, epsilon: Any, ord: float) -> tuple[list[jax.Array], jax.Array]:
     """All arrays as one group inside its ball, and its norm before."""
     arrays = tuple(_array(x) for x in xs)

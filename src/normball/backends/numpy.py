@@ -1,6 +1,7 @@
 """NumPy arrays: every dtype, layout and byte order."""
 
 import functools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,37 +33,61 @@ def norm(summary: np.ndarray, ord: float) -> np.ndarray:
 
 def constrain(x: Any, max_norm: Any, axes: tuple[int, ...], epsilon: Any, ord: float, out: Any) -> np.ndarray:
     """Every group inside its ball; into `out`, or a fresh array of x's layout."""
-    source = _array(x)
-    groups = tuple(1 if axis in axes else length for axis, length in enumerate(source.shape))
-    bound, small = _bound("max_norm", max_norm, groups), _bound("epsilon", epsilon, groups)
-    target = np.empty_like(source, subok=False) if out is None else _checked_out(out, source)
-    native, writable = _native(source), _writable(target)
-    kernels.constrain(native, writable, axes, bound, small, ord)
-    if writable is not target:
-        target[...] = writable
-    return target
+    source, target, bound, small = _checked(x, max_norm, axes, epsilon, out)
+    writable = _writable(target)
+    kernels.constrain(_native(source), writable, axes, bound, small, ord)
+    return target if writable is target else _delivered([writable], [target])[0]
+
+
+def constrain_each(
+    xs: Sequence[Any], max_norms: Sequence[Any], axes: Sequence[tuple], epsilon: Any, ord: float, outs: Sequence[Any]
+) -> list[np.ndarray]:
+    """Every array as `constrain` would, in one call of the kernel."""
+    sources, targets, bounds, smalls = [], [], [], []
+    for index, (x, max_norm, own_axes, out) in enumerate(zip(xs, max_norms, axes, outs, strict=True)):
+        source, target, bound, small = _checked(x, max_norm, own_axes, epsilon, out, index)
+        sources.append(source)
+        targets.append(target)
+        bounds.append(bound)
+        smalls.append(small)
+    _check_apart(sources, outs)
+    writables = [_writable(target) for target in targets]
+    kernels.constrain_each([_native(source) for source in sources], writables, axes, bounds, smalls, ord)
+    return _delivered(writables, targets)
 
 
 def constrain_total(xs: Sequence[Any], max_norm: Any, epsilon: Any, ord: float) -> tuple[list[np.ndarray], np.ndarray]:
     """All arrays as one group inside its ball, and its norm before."""
-    sources = [_array(x) for x in xs]
-    bound, small = _bound("max_norm", max_norm, ()), _bound("epsilon", epsilon, ())
-    natives = [_native(source) for source in sources]
-    results = [np.empty_like(native, subok=False) for native in natives]
-    total = kernels.constrain_total(natives, results, bound, small, ord)
-    # Casting back to the caller's byte order is the identity on values, and no copy where it was native.
-    return [result.astype(source.dtype, copy=False) for source, result in zip(sources, results, strict=True)], total
+    bound, small = _bounds(max_norm, epsilon, (), ())
+    natives, targets, writables = [], [], []
+    for x in xs:
+        source = _array(x)
+        target = np.empty_like(source)
+        natives.append(_native(source))
+        targets.append(target)
+        writables.append(_writable(target))
+    total = kernels.constrain_total(natives, writables, bound, small, ord)
+    return _delivered(writables, targets), total
 
 
-def _array(x: Any) -> np.ndarray:
+def _checked(x: Any, max_norm: Any, axes: tuple[int, ...], epsilon: Any, out: Any, index: int | None = None) -> tuple:
+    """The array, where its result goes, and its bounds; `index` is its place in a list, for errors."""
+    source = _array(x, index)
+    bound, small = _bounds(max_norm, epsilon, axes, source.shape, index)
+    target = np.empty_like(source) if out is None else _checked_out(out, source, index)
+    return source, target, bound, small
+
+
+def _array(x: Any, index: int | None = None) -> np.ndarray:
     """X as a base-class array of a dtype that has a norm ball here."""
-    if type(x) is not np.ndarray and isinstance(x, np.ma.MaskedArray):
-        message = "tensor_var: a masked array has no norm here; pass x.filled(0), or the entries that count"
-        raise TypeError(message)
-    array = np.asarray(x)
-    if not _supported(array.dtype):
-        raise arguments.wrong_dtype(array.dtype.name)
-    return array
+    if type(x) is not np.ndarray:
+        if isinstance(x, np.ma.MaskedArray):
+            what = arguments.entry("tensor_var", index)
+            raise TypeError(f"{what}: a masked array has no norm here; pass x.filled(0), or the entries that count")
+        x = np.asarray(x)
+    if not _supported(x.dtype):
+        raise arguments.wrong_dtype(x.dtype.name, arguments.entry("tensor_var", index))
+    return x
 
 
 @functools.cache  # NumPy spells a dtype's name anew each time, for a microsecond
@@ -82,46 +107,97 @@ def _writable(target: np.ndarray) -> np.ndarray:
     return np.empty(target.shape, target.dtype.newbyteorder("="))
 
 
-def _bound(name: str, value: Any, groups: tuple[int, ...]) -> np.ndarray:
-    """`max_norm` or `epsilon` as a checked float64 array that broadcasts against the groups."""
-    if type(value) is float:  # checked when it was read
-        return np.array(value)
+def _delivered(writables: list[np.ndarray], targets: list[np.ndarray]) -> list[np.ndarray]:
+    """The targets, with the values that the kernel wrote for them elsewhere."""
+    for writable, target in zip(writables, targets, strict=True):
+        if writable is not target:
+            target[...] = writable
+    return targets
+
+
+def _bounds(max_norm: Any, epsilon: Any, axes: tuple, shape: tuple, index: int | None = None) -> tuple[Any, Any]:
+    """Both bounds of the groups, checked: Python floats as they are, all else as float64 arrays."""
+    if type(max_norm) is float and type(epsilon) is float:  # checked when they were read
+        return max_norm, epsilon
+    groups = tuple(1 if axis in axes else length for axis, length in enumerate(shape))
+    return _bound("max_norm", max_norm, groups, index), _bound("epsilon", epsilon, groups, index)
+
+
+def _bound(name: str, value: Any, groups: tuple[int, ...], index: int | None) -> float | np.ndarray:
+    """`max_norm` or `epsilon`, a float or a float64 array that broadcasts against the groups."""
+    if type(value) is float:
+        return value
     array = np.asarray(value)
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
         raise arguments.wrong_bound_dtype(name, array.dtype)
     array = array.astype(np.float64)  # a copy: out may be the memory a bound lives in
-    try:
-        fits = np.broadcast_shapes(array.shape, groups) == groups
-    except ValueError:
-        fits = False
-    if not fits:
-        raise arguments.wrong_bound_shape(name, array.shape, groups)
+    lengths = zip(reversed(array.shape), reversed(groups), strict=False)
+    if array.ndim > len(groups) or any(length not in (1, group) for length, group in lengths):
+        raise arguments.wrong_bound_shape(name, array.shape, groups, index)
     if not (array >= 0).all():
         raise arguments.negative_bound(name, array[~(array >= 0)].flat[0])
     return array
 
 
-def _checked_out(out: Any, x: np.ndarray) -> np.ndarray:
+def _checked_out(out: Any, x: np.ndarray, index: int | None) -> np.ndarray:
     """`out`, where it can take the result of x without spoiling anything."""
     if out is x and x.flags.forc and x.flags.writeable:  # dense, so no two entries share memory
         return out
+    name = arguments.entry("tensor_var", index)
     if type(out) is not np.ndarray and not isinstance(out, np.memmap):
         raise TypeError(
-            f"out of type {type(out).__name__}: must be a NumPy array like tensor_var; leave it out for a new one"
+            f"{arguments.entry('out', index)} of type {type(out).__name__}: must be a NumPy array like {name}; "
+            "leave it out for a new one"
         )
+    rule, remedy = "", f"pass np.empty_like({name})"
     if out.shape != x.shape:
-        raise arguments.wrong_out(
-            f"its shape {out.shape} is not tensor_var's {x.shape}", "pass np.empty_like(tensor_var)"
-        )
-    if out.dtype != x.dtype:
-        raise arguments.wrong_out(
-            f"its dtype {out.dtype} is not tensor_var's {x.dtype}", "pass np.empty_like(tensor_var)"
-        )
-    if not out.flags.writeable:
-        raise arguments.wrong_out("it is read-only", "pass a writeable array")
-    same = out.ctypes.data == x.ctypes.data and out.strides == x.strides
-    if any(stride == 0 and length > 1 for stride, length in zip(out.strides, out.shape, strict=True)):
-        raise arguments.wrong_out("several of its entries share memory", "pass np.empty_like(tensor_var)")
-    if not same and np.shares_memory(out, x):
-        raise arguments.wrong_out("it overlaps tensor_var without being it", "pass tensor_var itself, or a fresh array")
+        rule = f"its shape {out.shape} is not {name}'s {x.shape}"
+    elif out.dtype != x.dtype:
+        rule = f"its dtype {out.dtype} is not {name}'s {x.dtype}"
+    elif not out.flags.writeable:
+        rule, remedy = "it is read-only", "pass a writeable array"
+    elif not out.flags.forc and any(step == 0 and n > 1 for step, n in zip(out.strides, out.shape, strict=True)):
+        rule = "several of its entries share memory"
+    elif np.may_share_memory(out, x) and not _same_memory(out, x) and np.shares_memory(out, x):
+        rule, remedy = f"it overlaps {name} without being it", f"pass {name} itself, or a fresh array"
+    if rule:
+        raise arguments.wrong_out(rule, remedy, index)
     return out
+
+
+def _same_memory(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays of one shape and dtype are the same entries of the same memory."""
+    return a.ctypes.data == b.ctypes.data and a.strides == b.strides
+
+
+def _check_apart(xs: Sequence[np.ndarray], outs: Sequence[Any]) -> None:
+    """Refuse an out that shares memory with another entry's x or out: no order of reading and writing is promised."""
+    written = [(index, "out", out) for index, out in enumerate(outs) if out is not None]
+    if not written:
+        return
+    arrays = [(index, "tensor_var", x) for index, x in enumerate(xs)] + written
+    entry_of: dict[int, int] = {}
+    if all(array.flags.owndata and entry_of.setdefault(id(array), index) == index for index, _, array in arrays):
+        return  # different owners of memory share none
+    reaching: list = []  # those that may share memory with what comes next by address
+    spans = sorted(((*_span(array), index, name, array) for index, name, array in arrays), key=operator.itemgetter(0))
+    for low, high, *this in spans:
+        reaching = [(end, other) for end, other in reaching if end > low]
+        for _, other in reaching:
+            (index, name, array), (other_index, other_name, other_array) = sorted((this, other), key=_reads)
+            if index != other_index and name == "out" and np.shares_memory(array, other_array):
+                rule = f"it overlaps {arguments.entry(other_name, other_index)}"
+                raise arguments.wrong_out(rule, "pass arrays with memory of their own", index)
+        reaching.append((high, this))
+
+
+def _reads(array: Sequence) -> tuple[bool, int]:
+    index, name, _ = array
+    return name == "tensor_var", -index
+
+
+def _span(x: np.ndarray) -> tuple[int, int]:
+    """The addresses of x's first byte, and of the one after its last."""
+    reaches = [(length - 1) * step for length, step in zip(x.shape, x.strides, strict=True)] if x.size else []
+    low = x.ctypes.data + sum(reach for reach in reaches if reach < 0)
+    return low, low + sum(map(abs, reaches)) + (x.itemsize if x.size else 0)

@@ -1,10 +1,12 @@
 """PyTensor variables: three Ops, their derivatives as graphs, and an in-place rewrite.
 
-The Ops compute through `perform` in the C, VM and Python linkers; `pytensor_links` beside this file teaches them to
-the NUMBA, JAX and PYTORCH linkers. The bounds are inputs of the Ops, not parts of an expression: PyTensor rewrites
-x * (c / n) with a constant c to (c * x) / n, which overflows, and compiles element-wise code with fast-math.
+The Ops compute through `perform` in the VM and Python linkers. Beside this file, `pytensor_c` is their code in the C
+linkers, and `pytensor_links` teaches them to the NUMBA, JAX and PYTORCH linkers. The bounds are inputs of the Ops, not
+parts of an expression: PyTensor rewrites x * (c / n) with a constant c to (c * x) / n, which overflows, and compiles
+element-wise code with fast-math.
 """
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +27,7 @@ from pytensor.tensor.type import DenseTensorType
 
 from normball import arguments, kernels
 from normball.backends import pytensor_links
+from normball.backends.pytensor_c import KernelOp, axes_code, ord_code
 
 _EVERY_MODE = frozenset(["float64", "float32", "bounded", "tight", "per-group bounds", "symbolic bounds", "gradient"])
 _EXACT = _EVERY_MODE | {"exact decision", "subnormals"}
@@ -60,6 +63,15 @@ def constrain(x: Any, max_norm: Any, axes: tuple[int, ...], epsilon: Any, ord: f
     return NormConstraint(axes, ord)(x, max_norm, epsilon)
 
 
+def constrain_each(
+    xs: Sequence[Any], max_norms: Sequence[Any], axes: Sequence[tuple], epsilon: Any, ord: float, outs: Sequence[Any]
+) -> list[Variable]:
+    """Every variable as `constrain` would."""
+    variables = [_tensor(x, index) for index, x in enumerate(xs)]
+    jobs = zip(variables, max_norms, axes, outs, strict=True)
+    return [constrain(x, max_norm, own_axes, epsilon, ord, out) for x, max_norm, own_axes, out in jobs]
+
+
 def constrain_total(xs: Sequence[Any], max_norm: Any, epsilon: Any, ord: float) -> tuple[list[Variable], Variable]:
     """All variables as one group inside its ball, and its norm before."""
     _check_constants(max_norm, epsilon)
@@ -67,7 +79,7 @@ def constrain_total(xs: Sequence[Any], max_norm: Any, epsilon: Any, ord: float) 
     return constrained, total
 
 
-class _NormOp(Op):
+class _NormOp(KernelOp):
     """What the Ops share: `infer_shape`, and derivatives under the names that both PyTensor 2 and 3 look for.
 
     Subclasses define `_pullback` and `_pushforward`, with None for what is disconnected.
@@ -121,6 +133,11 @@ class Norms(_NormOp):
         settle = _bound_value("max_norm", bound[0], x, self.axes) if bound else None
         output_storage[0][0] = np.asarray(kernels.norms(x, self.axes, self.ord, settle))
 
+    def _c_status(self, inputs: Sequence[str], outputs: Sequence[str]) -> str:
+        x, bound = (*inputs, "NULL")[:2]
+        codes = f"{axes_code(self.axes)}, {ord_code(self.ord)}"
+        return f"int status = normball_op_norms({x}, {bound}, &{outputs[0]}, {codes});"
+
     def _output_shapes(self, shapes: Sequence) -> list:
         return [_kept_shape(shapes[0], self.axes)]
 
@@ -162,9 +179,13 @@ class NormConstraint(_NormOp):
     def perform(self, node: Apply, inputs: Sequence[np.ndarray], output_storage: Sequence[list]) -> None:
         x, max_norm, epsilon = inputs
         bound, small = _bound_value("max_norm", max_norm, x, self.axes), _bound_value("epsilon", epsilon, x, self.axes)
-        out = x if self.inplace else _reused(output_storage[0][0], x)
+        out = x if self.inplace else _reused(output_storage[0][0], x, (x, bound, small))
         kernels.constrain(x, out, self.axes, bound, small, self.ord)
         output_storage[0][0] = out
+
+    def _c_status(self, inputs: Sequence[str], outputs: Sequence[str]) -> str:
+        codes = f"{len(self.inplace)}, {axes_code(self.axes)}, {ord_code(self.ord)}"
+        return f"int status = normball_op_constrain({', '.join(inputs)}, &{outputs[0]}, {codes});"
 
     def _output_shapes(self, shapes: Sequence) -> list:
         return [shapes[0]]
@@ -202,10 +223,21 @@ class TotalNormConstraint(_NormOp):
         *xs, max_norm, epsilon = inputs
         bound, small = np.asarray(max_norm, np.float64), np.asarray(epsilon, np.float64)
         cells = enumerate(output_storage[:-1])
-        outs = [xs[index] if index in self.inplace else _reused(cell[0], xs[index]) for index, cell in cells]
+        outs = [xs[index] if index in self.inplace else _reused(cell[0], xs[index], xs) for index, cell in cells]
         total = kernels.constrain_total(xs, outs, bound, small, self.ord)
         for cell, value in zip(output_storage, [*outs, np.asarray(total)], strict=True):
             cell[0] = value
+
+    def _c_status(self, inputs: Sequence[str], outputs: Sequence[str]) -> str:
+        *xs, max_norm, epsilon = inputs
+        *ys, norm = outputs
+        inplace = ", ".join(str(int(index in self.inplace)) for index in range(len(xs)))
+        return f"""
+            PyArrayObject *const xs[] = {{{", ".join(xs)}}}, **const ys[] = {{{", ".join(f"&{y}" for y in ys)}}};
+            const char inplace[] = {{{inplace}}};
+            int status = normball_op_total(
+                {len(xs)}, xs, {max_norm}, {epsilon}, ys, &{norm}, inplace, {ord_code(self.ord)});
+        """
 
     def _output_shapes(self, shapes: Sequence) -> list:
         return [*shapes[:-2], ()]
@@ -353,14 +385,15 @@ def _lifted(x: Variable, core: int, depth: int, full: int) -> Variable:
     return x.dimshuffle(*missing, *range(own), *padding, *range(own, x.ndim))
 
 
-def _tensor(x: Any) -> Variable:
+def _tensor(x: Any, index: int | None = None) -> Variable:
     """X as a dense variable of a dtype that has a norm ball here."""
+    what = arguments.entry("tensor_var", index)
     if isinstance(x, Variable) and not isinstance(x.type, DenseTensorType):
-        message = f"tensor_var of type {x.type}: must be a dense tensor; pass x.values, or x.toarray() for a sparse one"
+        message = f"{what} of type {x.type}: must be a dense tensor; pass x.values, or x.toarray() for a sparse one"
         raise TypeError(message)
     variable = pt.as_tensor_variable(x)
     if variable.dtype not in arguments.REAL_FLOATS:
-        raise arguments.wrong_dtype(variable.dtype)
+        raise arguments.wrong_dtype(variable.dtype, what)
     return variable
 
 
@@ -404,10 +437,14 @@ def _kept_shape(shape: Sequence, axes: tuple[int, ...]) -> tuple:
     return tuple(1 if axis in axes else length for axis, length in enumerate(shape))
 
 
-def _reused(buffer: Any, x: np.ndarray) -> np.ndarray:
-    """The last call's output where it fits: a fresh one costs more in page faults than the arithmetic does."""
+def _reused(buffer: Any, x: np.ndarray, read: Sequence[np.ndarray]) -> np.ndarray:
+    """The last call's output where it fits: a fresh one costs more in page faults than the arithmetic does.
+
+    A caller who borrows outputs may hand them back as any of the inputs.
+    """
     fits = isinstance(buffer, np.ndarray) and buffer.shape == x.shape and buffer.dtype == x.dtype
-    return buffer if fits and buffer.flags.writeable and not np.may_share_memory(buffer, x) else np.empty_like(x)
+    apart = fits and buffer.flags.writeable and not any(np.may_share_memory(buffer, other) for other in read)
+    return buffer if apart else np.empty_like(x)
 
 
 def _wide(x: Variable) -> Variable:
@@ -457,3 +494,4 @@ def _or_disconnected(variable: Any) -> Variable:
 
 
 pytensor_links.register_when_loaded()
+importlib.import_module("normball.backends.pytensor_fusion")  # it registers its rewrite, and is about the Ops above

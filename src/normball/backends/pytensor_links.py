@@ -95,7 +95,11 @@ def _register_numba() -> None:
         return perform
 
     if kernels.best is not kernels.fallback:
-        from normball.backends import pytensor_numba
+        from normball.backends import pytensor_fusion, pytensor_numba
+
+        @register_funcify_and_cache_key(pytensor_fusion.ProducedNormConstraint)
+        def produced(op: Any, node: Any, **kwargs: Any) -> tuple:
+            return pytensor_numba.produced_norm_constraint(op, node, **kwargs)
 
         @register_funcify_default_op_cache_key(ours.NormConstraint)
         def through_c(op: Any, node: Any, **kwargs: Any) -> tuple:

@@ -1,19 +1,28 @@
-"""What module.c offers; dtype and ord are the codes of normball.h, reduced a bit mask of the norm axes."""
+"""What module.c offers; ord and dtype are the codes of normball.h, bounds floats or arrays of float64."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 addresses: dict[str, int]
 
-def constrain(
-    x: np.ndarray, out: np.ndarray, dtype: int, ord: int, reduced: int, max_norm: np.ndarray, epsilon: np.ndarray, /
-) -> None: ...
-def constrain_total(
-    triples: tuple[tuple[np.ndarray, np.ndarray, int], ...], ord: int, max_norm: float, epsilon: float, /
-) -> float: ...
+# jobs: x, out, dtype, axes, max_norm, epsilon of each array, one after the other
+def constrain(ord: int, /, *jobs: Any) -> None: ...
+
+# jobs: x, out, dtype of each array
+def constrain_total(ord: int, max_norm: float, epsilon: float, /, *jobs: Any) -> float: ...
 def norms(
-    x: np.ndarray, norms: np.ndarray, dtype: int, ord: int, reduced: int, max_norm: np.ndarray | None, /
+    ord: int,
+    x: np.ndarray,
+    norms: np.ndarray,
+    dtype: int,
+    axes: tuple[int, ...],
+    max_norm: float | np.ndarray | None,
+    /,
 ) -> None: ...
 def levels() -> Sequence[str]: ...
 def select(name: str, /) -> str: ...
+def set_limits(parallel: int, task: int, stream: int, quick: int, stop: int, /) -> tuple[int, ...]: ...
+def threads() -> int: ...
+def set_threads(threads: int, /) -> None: ...

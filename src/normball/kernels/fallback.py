@@ -38,15 +38,37 @@ class Wide(NamedTuple):
 
 
 def constrain(
-    x: np.ndarray, out: np.ndarray, axes: tuple[int, ...], max_norm: np.ndarray, epsilon: np.ndarray, ord: float
+    x: np.ndarray,
+    out: np.ndarray,
+    axes: tuple[int, ...],
+    max_norm: float | np.ndarray,
+    epsilon: float | np.ndarray,
+    ord: float,
 ) -> None:
     """Write x, every group inside its ball, into out, which may be x itself."""
     norms_before = norm(summarise(x, axes, ord), ord)
     rescale(x, settle(norms_before, [x], axes, max_norm, ord), axes, max_norm, epsilon, out)
 
 
+def constrain_each(
+    xs: Sequence[np.ndarray],
+    outs: Sequence[np.ndarray],
+    axes: Sequence[tuple[int, ...]],
+    max_norms: Sequence[float | np.ndarray],
+    epsilons: Sequence[float | np.ndarray],
+    ord: float,
+) -> None:
+    """Write every x, as `constrain` would, into its out; no out shares memory with another array of the list."""
+    for job in zip(xs, outs, axes, max_norms, epsilons, strict=True):
+        constrain(*job, ord)
+
+
 def constrain_total(
-    xs: Sequence[np.ndarray], outs: Sequence[np.ndarray], max_norm: np.ndarray, epsilon: np.ndarray, ord: float
+    xs: Sequence[np.ndarray],
+    outs: Sequence[np.ndarray],
+    max_norm: float | np.ndarray,
+    epsilon: float | np.ndarray,
+    ord: float,
 ) -> np.ndarray:
     """Write all arrays, as one group inside its ball, into outs; the norm before, as `norms` gives it."""
     parts = [summarise(x, tuple(range(x.ndim)), ord) for x in xs]
@@ -57,7 +79,7 @@ def constrain_total(
     return _beside(settled, max_norm)
 
 
-def norms(x: np.ndarray, axes: tuple[int, ...], ord: float, max_norm: np.ndarray | None = None) -> np.ndarray:
+def norms(x: np.ndarray, axes: tuple[int, ...], ord: float, max_norm: float | np.ndarray | None = None) -> np.ndarray:
     """Each group's norm as float64, at most one ulp off and exact where a float64 holds it, reduced axes kept as 1.
 
     Given a bound, the norms compare with it as the exact norms do.
@@ -66,6 +88,15 @@ def norms(x: np.ndarray, axes: tuple[int, ...], ord: float, max_norm: np.ndarray
     if max_norm is None:
         return to_float64(wide)
     return _beside(settle(wide, [x], axes, max_norm, ord), max_norm)
+
+
+def get_num_threads() -> int:
+    """NumPy works in the calling thread."""
+    return 1
+
+
+def set_num_threads(n: int) -> None:
+    """As good as nothing: any n allows for one thread."""
 
 
 def summarise(x: np.ndarray, axes: tuple[int, ...], ord: float) -> Wide:
@@ -121,7 +152,7 @@ def norm(summary: Wide, ord: float) -> Wide:
 
 
 def settle(
-    norms: Wide, xs: Sequence[np.ndarray], axes: tuple[int, ...] | None, max_norm: np.ndarray, ord: float
+    norms: Wide, xs: Sequence[np.ndarray], axes: tuple[int, ...] | None, max_norm: float | np.ndarray, ord: float
 ) -> Wide:
     """The same norms, nudged where needed so that comparing them with `max_norm` is comparing exactly.
 
@@ -147,7 +178,12 @@ def settle(
 
 
 def rescale(
-    x: np.ndarray, norms: Wide, axes: tuple[int, ...], max_norm: np.ndarray, epsilon: np.ndarray, out: np.ndarray
+    x: np.ndarray,
+    norms: Wide,
+    axes: tuple[int, ...],
+    max_norm: float | np.ndarray,
+    epsilon: float | np.ndarray,
+    out: np.ndarray,
 ) -> None:
     """Write x into out: groups within their bound as they are, the others onto the ball, spoilt ones as NaN."""
     kept = _kept_shape(x.shape, axes)
@@ -266,8 +302,9 @@ def _truncate(exact: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return np.where(too_far, np.nextafter(rounded, np.zeros((), dtype)), rounded)
 
 
-def _beside(norms: Wide, bound: np.ndarray) -> np.ndarray:
+def _beside(norms: Wide, bound: float | np.ndarray) -> np.ndarray:
     """Settled norms as float64 that compare with the bound as they did before they were rounded."""
+    bound = np.asarray(bound)
     rounded = to_float64(norms)
     excess = _excess(norms, bound)
     rounded = np.where((excess > 0) & (rounded <= bound), np.nextafter(bound, np.inf), rounded)

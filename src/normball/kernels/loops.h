@@ -1,5 +1,6 @@
-/* The inner loops, over contiguous float or double; included once for each, with REAL and NAME(function) defined.
- * y is x itself or apart from it; EACH_ALONE tells the compiler, who would give up vectors where they are the same.
+/* Plain inner loops, which compilers vectorise, over contiguous float or double; included once for each, with REAL and
+ * NAME(function) defined. y is x itself or apart from it; EACH_ALONE tells the compiler, who would give up vectors
+ * where they are the same.
  */
 
 /* Each entry times one factor. */
@@ -30,5 +31,14 @@ static void NAME(largest_columns)(const char *x, int64_t row_step, int64_t rows,
     for (int64_t r = 0; r < rows; r++) {
         const REAL *row = (const REAL *)(x + r * row_step);
         for (int64_t i = 0; i < n; i++) largest[i] = double_larger(largest[i], fabs((double)row[i]));
+    }
+}
+
+/* The same for short groups, `length` entries each and side by side in memory. */
+static void NAME(largest_short)(const REAL *x, int64_t length, int64_t n, double *restrict largest) {
+    for (int64_t j = 0; j < n; j++, x += length) {
+        double result = 0;
+        for (int64_t i = 0; i < length; i++) result = double_larger(result, fabs((double)x[i]));
+        largest[j] = result;
     }
 }

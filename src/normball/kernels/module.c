@@ -6,6 +6,7 @@
 #include <Python.h>
 
 #include "normball.h"
+#include "pool.h"
 
 /* ---- which instruction set -------------------------------------------------------------------------------------- */
 
@@ -22,6 +23,8 @@ static const normball_kernels *const compiled[] = {
     &normball_kernels_baseline,
 };
 enum { LEVELS = sizeof compiled / sizeof *compiled };
+
+normball_limits normball_limits_now = {1 << 21, 1 << 17, 12 << 20, 1 << 17, 1 << 26};
 
 static const normball_kernels *selected = &normball_kernels_baseline;
 
@@ -52,182 +55,238 @@ int normball_norms(const normball_array *array, int64_t ord, const normball_call
 
 /* ---- the door from Python ------------------------------------------------------------------------------------------ */
 
-/* An array handed over from Python, its shape and strides as the ABI wants them. */
+#ifdef _MSC_VER
+#define THREAD_LOCAL __declspec(thread)
+#else
+#define THREAD_LOCAL _Thread_local
+#endif
+
+/* What the calling thread gives up for a kernel call. Per thread, for several may be in calls of their own. */
+static THREAD_LOCAL PyThreadState *python;
+
+/* `stop` of every call: has a signal handler raised, as Ctrl-C does? The handler may come back here with a call. */
+static int interrupted(void) {
+    PyEval_RestoreThread(python);
+    int raised = PyErr_CheckSignals() < 0;
+    python = PyEval_SaveThread();
+    return raised;
+}
+
+/* What every call asks for: as many threads as the setting says, and to be told of Ctrl-C. */
+static const normball_call CALL = {0, interrupted, NULL, NULL};
+
+/* Runs a kernel without the GIL; where it was interrupted, an exception is set. */
+#define WITHOUT_PYTHON(stopped, kernel_call) \
+    do {                                     \
+        python = PyEval_SaveThread();        \
+        (stopped) = (kernel_call);           \
+        PyEval_RestoreThread(python);        \
+    } while (0)
+
+/* An array and its bounds as they come from Python, and the memory behind its normball_array. */
 typedef struct {
-    Py_buffer buffer;
-    int64_t shape[NORMBALL_MAX_NDIM], strides[NORMBALL_MAX_NDIM];
-} Memory;
-
-static const Py_ssize_t ITEMSIZE[] = {8, 4, 2, 2}; /* by dtype code */
-
-static int memory_open(Memory *memory, PyObject *object, Py_ssize_t itemsize, int writable) {
-    if (PyObject_GetBuffer(object, &memory->buffer, PyBUF_STRIDES | (writable ? PyBUF_WRITABLE : 0)) < 0) return -1;
-    const Py_buffer *buffer = &memory->buffer;
-    if (buffer->ndim > NORMBALL_MAX_NDIM || buffer->itemsize != itemsize) {
-        PyErr_SetString(PyExc_ValueError, "array: too many dimensions, or not of the dtype it is said to have");
-        PyBuffer_Release(&memory->buffer);
-        return -1;
-    }
-    for (int d = 0; d < buffer->ndim; d++) {
-        memory->shape[d] = buffer->shape[d];
-        memory->strides[d] = buffer->strides[d];
-    }
-    return 0;
-}
-
-static void memory_close(Memory *memory) { PyBuffer_Release(&memory->buffer); }
-
-static int same_shape(const Memory *a, const Memory *b) {
-    int same = a->buffer.ndim == b->buffer.ndim;
-    for (int d = 0; same && d < a->buffer.ndim; d++) same = a->shape[d] == b->shape[d];
-    return same;
-}
-
-/* The strides that broadcast a bound against the groups of x, right-aligned as in NumPy. Returns 0 where it does not. */
-static int broadcast_strides(const Memory *bound, const Memory *x, uint64_t reduced, int64_t *strides) {
-    int missing = x->buffer.ndim - bound->buffer.ndim;
-    if (missing < 0) return 0;
-    for (int d = 0; d < x->buffer.ndim; d++) {
-        strides[d] = 0;
-        if (d < missing || bound->shape[d - missing] == 1) continue;
-        if ((reduced >> d & 1) || bound->shape[d - missing] != x->shape[d]) return 0;
-        strides[d] = bound->strides[d - missing];
-    }
-    return 1;
-}
-
-static int known_codes(int dtype, int ord) {
-    if (dtype >= NORMBALL_F64 && dtype <= NORMBALL_BF16 && ord >= NORMBALL_ORD_INF && ord <= NORMBALL_ORD_2) return 1;
-    PyErr_SetString(PyExc_ValueError, "dtype, ord: unknown code");
-    return 0;
-}
-
-static PyObject *python_constrain(PyObject *module, PyObject *args) {
-    (void)module;
-    PyObject *x_object, *out_object, *max_norm_object, *epsilon_object, *result = NULL;
-    int dtype, ord;
-    unsigned long long reduced;
-    Memory x, out, max_norm, epsilon;
+    Py_buffer buffers[4];
+    int held; /* so many of the buffers */
+    double max_norm, epsilon; /* where they came as floats */
+    int64_t shape[NORMBALL_MAX_NDIM], x_strides[NORMBALL_MAX_NDIM], y_strides[NORMBALL_MAX_NDIM];
     int64_t max_norm_strides[NORMBALL_MAX_NDIM], epsilon_strides[NORMBALL_MAX_NDIM];
-    if (!PyArg_ParseTuple(
-            args, "OOiiKOO", &x_object, &out_object, &dtype, &ord, &reduced, &max_norm_object, &epsilon_object))
-        return NULL;
-    if (!known_codes(dtype, ord)) return NULL;
-    if (memory_open(&x, x_object, ITEMSIZE[dtype], 0) < 0) return NULL;
-    if (memory_open(&out, out_object, ITEMSIZE[dtype], 1) < 0) goto close_x;
-    if (memory_open(&max_norm, max_norm_object, 8, 0) < 0) goto close_out;
-    if (memory_open(&epsilon, epsilon_object, 8, 0) < 0) goto close_max_norm;
-    if (!same_shape(&x, &out) || !broadcast_strides(&max_norm, &x, reduced, max_norm_strides) ||
-        !broadcast_strides(&epsilon, &x, reduced, epsilon_strides)) {
-        PyErr_SetString(PyExc_ValueError, "constrain: the shapes of x, out, max_norm and epsilon do not fit");
-        goto close_epsilon;
-    }
-    const normball_array array = {
-        dtype, x.buffer.ndim, reduced, x.shape, x.buffer.buf, x.strides, out.buffer.buf, out.strides,
-        max_norm.buffer.buf, max_norm_strides, epsilon.buffer.buf, epsilon_strides};
-    Py_BEGIN_ALLOW_THREADS
-    normball_constrain(1, &array, ord, NULL);
-    Py_END_ALLOW_THREADS
-    result = Py_NewRef(Py_None);
-close_epsilon:
-    memory_close(&epsilon);
-close_max_norm:
-    memory_close(&max_norm);
-close_out:
-    memory_close(&out);
-close_x:
-    memory_close(&x);
-    return result;
+} Job;
+
+static const struct {
+    Py_ssize_t itemsize;
+    size_t alignment;
+} DTYPES[] = {{8, _Alignof(double)}, {4, _Alignof(float)}, {2, 2}, {2, 2}}; /* by code */
+
+static int refuse(const char *message) {
+    PyErr_SetString(PyExc_ValueError, message);
+    return -1;
 }
 
-/* Fills one entry of a total norm's list; both memories are open where it returns 0. */
-static int open_pair(normball_array *array, Memory *x, Memory *out, PyObject *triple) {
-    PyObject *x_object, *out_object;
-    int dtype;
-    if (!PyArg_ParseTuple(triple, "OOi", &x_object, &out_object, &dtype)) return -1;
-    if (!known_codes(dtype, NORMBALL_ORD_2)) return -1;
-    if (memory_open(x, x_object, ITEMSIZE[dtype], 0) < 0) return -1;
-    if (memory_open(out, out_object, ITEMSIZE[dtype], 1) < 0) {
-        memory_close(x);
-        return -1;
+/* A code of normball.h between 0 and the largest; -1 and an exception where it is none. */
+static int read_code(PyObject *number, int largest) {
+    long code = PyLong_AsLong(number);
+    if (code >= 0 && code <= largest) return (int)code;
+    return PyErr_Occurred() ? -1 : refuse("dtype, ord: unknown code");
+}
+
+/* The bits of a tuple of axes. */
+static int read_axes(PyObject *axes, uint64_t *reduced) {
+    Py_ssize_t count = PyTuple_Size(axes);
+    *reduced = 0;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        long axis = PyLong_AsLong(PyTuple_GetItem(axes, i));
+        if (axis < 0 || axis >= NORMBALL_MAX_NDIM) return PyErr_Occurred() ? -1 : refuse("axes: out of range");
+        *reduced |= (uint64_t)1 << axis;
     }
-    if (!same_shape(x, out)) {
-        PyErr_SetString(PyExc_ValueError, "constrain_total: x and out differ in shape");
-        memory_close(x);
-        memory_close(out);
-        return -1;
+    return count < 0 ? -1 : 0;
+}
+
+/* The buffer of an array; NULL and an exception where it cannot hold the dtype, aligned. */
+static const Py_buffer *job_hold(Job *job, PyObject *object, int dtype, int flags) {
+    Py_buffer *buffer = job->buffers + job->held;
+    if (PyObject_GetBuffer(object, buffer, PyBUF_STRIDES | flags) < 0) return NULL;
+    job->held++;
+    uintptr_t bits = (uintptr_t)buffer->buf;
+    for (int d = 0; d < buffer->ndim; d++)
+        if (buffer->shape[d] > 1) bits |= (uintptr_t)buffer->strides[d];
+    if (buffer->ndim <= NORMBALL_MAX_NDIM && buffer->itemsize == DTYPES[dtype].itemsize &&
+        bits % DTYPES[dtype].alignment == 0)
+        return buffer;
+    refuse("array: too many dimensions, not aligned, or not of the dtype it is said to have");
+    return NULL;
+}
+
+/* x, all of it one group, and y of the same shape, or of that of the groups. */
+static int job_open(Job *job, normball_array *array, PyObject *x, PyObject *y, int dtype, uint64_t reduced, int norms) {
+    job->held = 0;
+    const Py_buffer *from = job_hold(job, x, dtype, 0);
+    const Py_buffer *to = from ? job_hold(job, y, norms ? NORMBALL_F64 : dtype, PyBUF_WRITABLE) : NULL;
+    if (!to) return -1;
+    int fits = from->ndim == to->ndim;
+    for (int d = 0; fits && d < from->ndim; d++) {
+        fits = to->shape[d] == (norms && (reduced >> d & 1) ? 1 : from->shape[d]);
+        job->shape[d] = from->shape[d];
+        job->x_strides[d] = from->strides[d];
+        job->y_strides[d] = to->strides[d];
     }
+    if (!fits) return refuse("x, out: the shapes do not fit");
     *array = (normball_array){
-        dtype, x->buffer.ndim, ~(uint64_t)0, x->shape, x->buffer.buf, x->strides, out->buffer.buf, out->strides,
-        NULL, NULL, NULL, NULL};
+        dtype, from->ndim, reduced, job->shape, from->buf, job->x_strides, to->buf, job->y_strides, NULL, NULL, NULL, NULL};
     return 0;
 }
 
-static PyObject *python_constrain_total(PyObject *module, PyObject *args) {
-    (void)module;
-    PyObject *triples, *result = NULL;
-    int ord;
-    double max_norm, epsilon, norm;
-    if (!PyArg_ParseTuple(args, "O!idd", &PyTuple_Type, &triples, &ord, &max_norm, &epsilon)) return NULL;
-    if (!known_codes(NORMBALL_F64, ord)) return NULL;
-    Py_ssize_t count = PyTuple_Size(triples), opened = 0;
-    normball_array *arrays = PyMem_Calloc((size_t)count + 1, sizeof *arrays);
-    Memory *memories = PyMem_Calloc((size_t)count + 1, 2 * sizeof *memories);
-    if (!arrays || !memories) {
-        PyErr_NoMemory();
-        goto close;
+/* A bound of the groups: a float, or an array of doubles that broadcasts against them, right-aligned as in NumPy. */
+static const double *job_bound(Job *job, const normball_array *array, PyObject *object, double *number, int64_t *strides) {
+    int missing = (int)array->ndim;
+    const Py_buffer *buffer = NULL;
+    if (PyFloat_Check(object)) {
+        *number = PyFloat_AsDouble(object);
+    } else {
+        if (!(buffer = job_hold(job, object, NORMBALL_F64, 0))) return NULL;
+        missing -= buffer->ndim;
     }
-    for (; opened < count; opened++) {
-        Memory *x = memories + 2 * opened;
-        if (open_pair(arrays + opened, x, x + 1, PyTuple_GetItem(triples, opened)) < 0) goto close;
+    int fits = missing >= 0;
+    for (int d = 0; fits && d < array->ndim; d++) {
+        strides[d] = 0;
+        if (d < missing || buffer->shape[d - missing] == 1) continue;
+        strides[d] = buffer->strides[d - missing];
+        fits = !(array->reduced >> d & 1) && buffer->shape[d - missing] == array->shape[d];
     }
-    Py_BEGIN_ALLOW_THREADS
-    normball_constrain_total(count, arrays, ord, max_norm, epsilon, &norm, NULL);
-    Py_END_ALLOW_THREADS
-    result = PyFloat_FromDouble(norm);
-close:
-    for (Py_ssize_t i = 0; i < 2 * opened; i++) memory_close(memories + i);
-    PyMem_Free(memories);
-    PyMem_Free(arrays);
-    return result;
+    if (fits) return buffer ? buffer->buf : number;
+    refuse("max_norm, epsilon: do not broadcast against the groups");
+    return NULL;
 }
 
-static PyObject *python_norms(PyObject *module, PyObject *args) {
+static int job_max_norm(Job *job, normball_array *array, PyObject *object) {
+    array->max_norm_strides = job->max_norm_strides;
+    array->max_norm = job_bound(job, array, object, &job->max_norm, job->max_norm_strides);
+    return array->max_norm ? 0 : -1;
+}
+
+static int job_epsilon(Job *job, normball_array *array, PyObject *object) {
+    array->epsilon_strides = job->epsilon_strides;
+    array->epsilon = job_bound(job, array, object, &job->epsilon, job->epsilon_strides);
+    return array->epsilon ? 0 : -1;
+}
+
+static void job_close(Job *job) {
+    while (job->held) PyBuffer_Release(&job->buffers[--job->held]);
+}
+
+/* The jobs of a call. One array, the most frequent, needs no heap. */
+typedef struct {
+    Py_ssize_t count;
+    Job *jobs, one_job;
+    normball_array *arrays, one_array;
+} Jobs;
+
+static int jobs_open(Jobs *jobs, Py_ssize_t count) {
+    jobs->count = count;
+    jobs->jobs = count <= 1 ? &jobs->one_job : PyMem_Malloc((size_t)count * sizeof(Job));
+    jobs->arrays = count <= 1 ? &jobs->one_array : PyMem_Malloc((size_t)count * sizeof(normball_array));
+    int failed = !jobs->jobs || !jobs->arrays;
+    if (failed) {
+        PyErr_NoMemory();
+        jobs->count = 0;
+    }
+    for (Py_ssize_t i = 0; i < jobs->count; i++) jobs->jobs[i].held = 0;
+    return failed ? -1 : 0;
+}
+
+static void jobs_close(Jobs *jobs) {
+    for (Py_ssize_t i = 0; i < jobs->count; i++) job_close(jobs->jobs + i);
+    if (jobs->jobs != &jobs->one_job) PyMem_Free(jobs->jobs);
+    if (jobs->arrays != &jobs->one_array) PyMem_Free(jobs->arrays);
+}
+
+/* Whether there are as many arguments as `head` and a whole number of arrays of `each`. */
+static int count_fits(Py_ssize_t count, Py_ssize_t head, Py_ssize_t each) {
+    if (count >= head && (count - head) % each == 0) return 1;
+    PyErr_SetString(PyExc_TypeError, "_native: not so many arguments; see _native.pyi");
+    return 0;
+}
+
+static int constrain_open(Job *job, normball_array *array, PyObject *const *args) {
+    uint64_t reduced;
+    int dtype = read_code(args[2], NORMBALL_BF16);
+    if (dtype < 0 || read_axes(args[3], &reduced) < 0) return -1;
+    if (job_open(job, array, args[0], args[1], dtype, reduced, 0) < 0) return -1;
+    return job_max_norm(job, array, args[4]) < 0 || job_epsilon(job, array, args[5]) < 0 ? -1 : 0;
+}
+
+static PyObject *python_constrain(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    enum { HEAD = 1, EACH = 6 };
     (void)module;
-    PyObject *x_object, *norms_object, *max_norm_object, *result = NULL;
-    int dtype, ord;
-    unsigned long long reduced;
-    Memory x, norms, max_norm;
-    int64_t strides[NORMBALL_MAX_NDIM], max_norm_strides[NORMBALL_MAX_NDIM];
-    if (!PyArg_ParseTuple(args, "OOiiKO", &x_object, &norms_object, &dtype, &ord, &reduced, &max_norm_object)) return NULL;
-    if (!known_codes(dtype, ord)) return NULL;
-    int bounded = max_norm_object != Py_None;
-    if (memory_open(&x, x_object, ITEMSIZE[dtype], 0) < 0) return NULL;
-    if (memory_open(&norms, norms_object, 8, 1) < 0) goto close_x;
-    if (bounded && memory_open(&max_norm, max_norm_object, 8, 0) < 0) goto close_norms;
-    int fits = x.buffer.ndim == norms.buffer.ndim;
-    for (int d = 0; fits && d < x.buffer.ndim; d++) {
-        fits = norms.shape[d] == (reduced >> d & 1 ? 1 : x.shape[d]);
-        strides[d] = norms.strides[d];
-    }
-    if (!fits || (bounded && !broadcast_strides(&max_norm, &x, reduced, max_norm_strides))) {
-        PyErr_SetString(PyExc_ValueError, "norms: the shapes of x, norms and max_norm do not fit");
-        goto close_max_norm;
-    }
-    const normball_array array = {
-        dtype, x.buffer.ndim, reduced, x.shape, x.buffer.buf, x.strides, norms.buffer.buf, strides,
-        bounded ? max_norm.buffer.buf : NULL, bounded ? max_norm_strides : NULL, NULL, NULL};
-    Py_BEGIN_ALLOW_THREADS
-    normball_norms(&array, ord, NULL);
-    Py_END_ALLOW_THREADS
-    result = Py_NewRef(Py_None);
-close_max_norm:
-    if (bounded) memory_close(&max_norm);
-close_norms:
-    memory_close(&norms);
-close_x:
-    memory_close(&x);
-    return result;
+    if (!count_fits(nargs, HEAD, EACH)) return NULL;
+    Jobs jobs;
+    int ord = read_code(args[0], NORMBALL_ORD_2), stopped = 0;
+    if (ord < 0) return NULL;
+    int failed = jobs_open(&jobs, (nargs - HEAD) / EACH);
+    for (Py_ssize_t i = 0; !failed && i < jobs.count; i++)
+        failed = constrain_open(jobs.jobs + i, jobs.arrays + i, args + HEAD + EACH * i);
+    if (!failed) WITHOUT_PYTHON(stopped, normball_constrain(jobs.count, jobs.arrays, ord, &CALL));
+    jobs_close(&jobs);
+    return failed || stopped ? NULL : Py_NewRef(Py_None);
+}
+
+static int total_open(Job *job, normball_array *array, PyObject *const *args) {
+    int dtype = read_code(args[2], NORMBALL_BF16);
+    return dtype < 0 ? -1 : job_open(job, array, args[0], args[1], dtype, ~(uint64_t)0, 0);
+}
+
+static PyObject *python_constrain_total(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    enum { HEAD = 3, EACH = 3 };
+    (void)module;
+    if (!count_fits(nargs, HEAD, EACH)) return NULL;
+    Jobs jobs;
+    int ord = read_code(args[0], NORMBALL_ORD_2), stopped = 0;
+    if (ord < 0) return NULL;
+    double max_norm = PyFloat_AsDouble(args[1]), epsilon = PyFloat_AsDouble(args[2]), norm = 0;
+    if (PyErr_Occurred()) return NULL;
+    int failed = jobs_open(&jobs, (nargs - HEAD) / EACH);
+    for (Py_ssize_t i = 0; !failed && i < jobs.count; i++)
+        failed = total_open(jobs.jobs + i, jobs.arrays + i, args + HEAD + EACH * i);
+    if (!failed)
+        WITHOUT_PYTHON(
+            stopped, normball_constrain_total(jobs.count, jobs.arrays, ord, max_norm, epsilon, &norm, &CALL));
+    jobs_close(&jobs);
+    return failed || stopped ? NULL : PyFloat_FromDouble(norm);
+}
+
+static PyObject *python_norms(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    enum { HEAD = 6 };
+    (void)module;
+    if (!count_fits(nargs, HEAD, HEAD)) return NULL;
+    Job job;
+    normball_array array;
+    uint64_t reduced;
+    int ord = read_code(args[0], NORMBALL_ORD_2), dtype = read_code(args[3], NORMBALL_BF16), stopped = 0;
+    if (ord < 0 || dtype < 0 || read_axes(args[4], &reduced) < 0) return NULL;
+    int failed = job_open(&job, &array, args[1], args[2], dtype, reduced, 1);
+    if (!failed && args[5] != Py_None) failed = job_max_norm(&job, &array, args[5]);
+    if (!failed) WITHOUT_PYTHON(stopped, normball_norms(&array, ord, &CALL));
+    job_close(&job);
+    return failed || stopped ? NULL : Py_NewRef(Py_None);
 }
 
 /* The instruction sets that run here, best first. */
@@ -257,6 +316,35 @@ static PyObject *python_select(PyObject *module, PyObject *name) {
     return NULL;
 }
 
+/* Set the limits (for tests, as above); returns those before. */
+static PyObject *python_set_limits(PyObject *module, PyObject *args) {
+    (void)module;
+    normball_limits *now = &normball_limits_now, before = *now;
+    long long parallel, task, stream, quick, stop;
+    if (!PyArg_ParseTuple(args, "LLLLL", &parallel, &task, &stream, &quick, &stop)) return NULL;
+    *now = (normball_limits){parallel, task, stream, quick, stop};
+    return Py_BuildValue(
+        "(LLLLL)", (long long)before.parallel, (long long)before.task, (long long)before.stream, (long long)before.quick,
+        (long long)before.stop);
+}
+
+static PyObject *python_threads(PyObject *module, PyObject *args) {
+    (void)module;
+    (void)args;
+    return PyLong_FromLongLong(pool_threads());
+}
+
+static PyObject *python_set_threads(PyObject *module, PyObject *number) {
+    (void)module;
+    long long threads = PyLong_AsLongLong(number);
+    if (threads < 1) {
+        if (!PyErr_Occurred()) refuse("set_threads: at least 1");
+        return NULL;
+    }
+    pool_set_threads(threads);
+    return Py_NewRef(Py_None);
+}
+
 static int add_address(PyObject *addresses, const char *name, uintptr_t address) {
     PyObject *number = PyLong_FromUnsignedLongLong(address);
     int failed = !number || PyDict_SetItemString(addresses, name, number) < 0;
@@ -279,12 +367,17 @@ static int module_exec(PyObject *module) {
     return 0;
 }
 
+#define FAST(function) (PyCFunction)(void (*)(void))(function), METH_FASTCALL
+
 static PyMethodDef METHODS[] = {
-    {"constrain", python_constrain, METH_VARARGS, "constrain(x, out, dtype, ord, reduced, max_norm, epsilon)"},
-    {"constrain_total", python_constrain_total, METH_VARARGS, "constrain_total(((x, out, dtype), ...), ord, max_norm, epsilon) -> norm"},
-    {"norms", python_norms, METH_VARARGS, "norms(x, norms, dtype, ord, reduced, max_norm or None)"},
+    {"constrain", FAST(python_constrain), "constrain(ord, *(x, out, dtype, axes, max_norm, epsilon) of each array)"},
+    {"constrain_total", FAST(python_constrain_total), "constrain_total(ord, max_norm, epsilon, *(x, out, dtype) of each)"},
+    {"norms", FAST(python_norms), "norms(ord, x, norms, dtype, axes, max_norm or None)"},
     {"levels", python_levels, METH_NOARGS, "The instruction sets that run here, best first."},
     {"select", python_select, METH_O, "Use this instruction set; returns the one before."},
+    {"set_limits", python_set_limits, METH_VARARGS, "set_limits(parallel, task, stream, quick, stop) -> those before"},
+    {"threads", python_threads, METH_NOARGS, "How many threads a call may use."},
+    {"set_threads", python_set_threads, METH_O, "Let calls use so many threads from now on."},
     {NULL, NULL, 0, NULL},
 };
 

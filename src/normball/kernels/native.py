@@ -1,6 +1,5 @@
 """The C kernels: the same functions as `fallback` has for the backends, on the same arrays."""
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,40 +11,72 @@ ORDERS = {np.inf: 0, 1: 1, 2: 2}
 
 
 def constrain(
-    x: np.ndarray, out: np.ndarray, axes: tuple[int, ...], max_norm: np.ndarray, epsilon: np.ndarray, ord: float
+    x: np.ndarray,
+    out: np.ndarray,
+    axes: tuple[int, ...],
+    max_norm: float | np.ndarray,
+    epsilon: float | np.ndarray,
+    ord: float,
 ) -> None:
     """Write x, every group inside its ball, into out, which may be x itself."""
-    _native.constrain(_plain(x), _plain(out), _code(x.dtype), ORDERS[ord], _mask(axes), max_norm, epsilon)
+    _native.constrain(ORDERS[ord], x, out, _CODES[x.dtype], axes, max_norm, epsilon)
+
+
+def constrain_each(
+    xs: Sequence[np.ndarray],
+    outs: Sequence[np.ndarray],
+    axes: Sequence[tuple[int, ...]],
+    max_norms: Sequence[float | np.ndarray],
+    epsilons: Sequence[float | np.ndarray],
+    ord: float,
+) -> None:
+    """Write every x, as `constrain` would, into its out; no out shares memory with another array of the list."""
+    jobs: list = []
+    for x, out, own_axes, max_norm, epsilon in zip(xs, outs, axes, max_norms, epsilons, strict=True):
+        jobs += x, out, _CODES[x.dtype], own_axes, max_norm, epsilon
+    _native.constrain(ORDERS[ord], *jobs)
 
 
 def constrain_total(
-    xs: Sequence[np.ndarray], outs: Sequence[np.ndarray], max_norm: np.ndarray, epsilon: np.ndarray, ord: float
+    xs: Sequence[np.ndarray],
+    outs: Sequence[np.ndarray],
+    max_norm: float | np.ndarray,
+    epsilon: float | np.ndarray,
+    ord: float,
 ) -> np.ndarray:
     """Write all arrays, as one group inside its ball, into outs; the norm before, as `norms` gives it."""
-    triples = tuple((_plain(x), _plain(out), _code(x.dtype)) for x, out in zip(xs, outs, strict=True))
-    return np.asarray(_native.constrain_total(triples, ORDERS[ord], float(max_norm), float(epsilon)))
+    jobs: list = []
+    for x, out in zip(xs, outs, strict=True):
+        jobs += x, out, _CODES[x.dtype]
+    return np.array(_native.constrain_total(ORDERS[ord], float(max_norm), float(epsilon), *jobs))
 
 
-def norms(x: np.ndarray, axes: tuple[int, ...], ord: float, max_norm: np.ndarray | None = None) -> np.ndarray:
+def norms(x: np.ndarray, axes: tuple[int, ...], ord: float, max_norm: float | np.ndarray | None = None) -> np.ndarray:
     """Each group's norm as float64, at most one ulp off and exact where a float64 holds it, reduced axes kept as 1.
 
     Given a bound, the norms compare with it as the exact norms do.
     """
-    result = np.empty(tuple(1 if axis in axes else length for axis, length in enumerate(x.shape)))
-    _native.norms(_plain(x), result, _code(x.dtype), ORDERS[ord], _mask(axes), max_norm)
+    result = np.empty([1 if axis in axes else length for axis, length in enumerate(x.shape)])
+    _native.norms(ORDERS[ord], x, result, _CODES[x.dtype], axes, max_norm)
     return result
 
 
-def _plain(x: np.ndarray) -> np.ndarray:
-    """X as a dtype that the buffer protocol knows."""
-    return x.view(np.uint16) if _code(x.dtype) == DTYPES["bfloat16"] else x
+def get_num_threads() -> int:
+    """How many threads a call may use."""
+    return _native.threads()
 
 
-@functools.cache  # NumPy spells a dtype's name anew each time, for a microsecond
-def _code(dtype: np.dtype) -> int:
-    return DTYPES[dtype.name]
+def set_num_threads(n: int) -> None:
+    """Let calls use up to n threads from now on."""
+    _native.set_threads(min(n, 2**31 - 1))
 
 
-@functools.cache
-def _mask(axes: tuple[int, ...]) -> int:
-    return sum(1 << axis for axis in axes)
+class _Codes(dict[np.dtype, int]):
+    """The codes of dtypes, learnt on first sight: NumPy spells a dtype's name anew each time, for a microsecond."""
+
+    def __missing__(self, dtype: np.dtype) -> int:
+        self[dtype] = DTYPES[dtype.name]
+        return self[dtype]
+
+
+_CODES = _Codes()

@@ -53,6 +53,18 @@ typedef int normball_constrain_total_fn(
  * exact where a double holds it. max_norm may be NULL; else each norm compares with it as the exact norm does. */
 typedef int normball_norms_fn(const normball_array *array, int64_t ord, const normball_call *call);
 
+/* Where a call goes about its work another way, with the same bits; in bytes. Tests set them, to go every way with small
+ * arrays. */
+typedef struct {
+    int64_t parallel; /* where there is less than this, waking a thread takes longer than the work */
+    int64_t task;     /* work is handed out in about so much at a time */
+    int64_t stream;   /* results longer than this are written past the caches */
+    int64_t quick;    /* groups up to this long are still in cache when a quick sum turns out not to do */
+    int64_t stop;     /* `stop` is asked after so much at the latest */
+} normball_limits;
+
+extern normball_limits normball_limits_now;
+
 /* The kernels as compiled for one instruction set. */
 typedef struct {
     const char *name;

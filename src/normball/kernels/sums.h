@@ -1,0 +1,171 @@
+/* Sums of |v| (ord 1) or v * v (ord 2) over contiguous float or double; included once for each, with REAL,
+ * NAME(function) and FOUR(x), which loads four entries as doubles, defined. `ord` is a constant wherever these are
+ * called, so each call compiles to one plain loop. The order of every sum is part of its result: 16 lanes of a row,
+ * folded in halves; a column entry by entry.
+ */
+
+static inline Four NAME(power)(Four v, int ord) { return ord == 2 ? four_mul(v, v) : four_size(v); }
+
+static inline double NAME(power_of_one)(double v, int ord) { return ord == 2 ? v * v : fabs(v); }
+
+/* The last n < LANES entries of a row, with zeros behind them, which change no sum. */
+static inline const REAL *NAME(padded)(const REAL *x, int64_t n, REAL *tail) {
+    for (int l = 0; l < LANES; l++) tail[l] = l < n ? x[l] : 0;
+    return tail;
+}
+
+/* In float64, as it comes. */
+static inline double NAME(plain_row)(const REAL *x, int64_t n, int ord) {
+    Four a = four_all(0), b = a, c = a, d = a;
+    REAL tail[LANES];
+    for (int64_t left = n; left > 0; left -= LANES, x += LANES) {
+        if (left < LANES) x = NAME(padded)(x, left, tail);
+        look_ahead(x, AHEAD);
+        if (sizeof(REAL) == 8) look_ahead(x, AHEAD + 64);
+        a = four_add(a, NAME(power)(FOUR(x), ord));
+        b = four_add(b, NAME(power)(FOUR(x + 4), ord));
+        c = four_add(c, NAME(power)(FOUR(x + 8), ord));
+        d = four_add(d, NAME(power)(FOUR(x + 12), ord));
+    }
+    double lane[4];
+    four_store(lane, four_add(four_add(a, c), four_add(b, d)));
+    return (lane[0] + lane[2]) + (lane[1] + lane[3]);
+}
+
+/* Add the powers to a sum that is no smaller than any of them: then this is its error, and `low` takes it. */
+static inline void NAME(accumulate_onto)(Four *high, Four *low, Four v, int ord) {
+    Four term = NAME(power)(v, ord), sum = four_add(*high, term), added = four_sub(sum, *high);
+    *low = four_add(*low, ord == 2 ? four_square_minus(v, term, added) : four_sub(term, added));
+    *high = sum;
+}
+
+/* In two words, at the price of four additions an entry: every lane starts at `bias`, a power of two at least as large
+ * as half of every term, so that Dekker's short form of the error of an addition holds. */
+static inline Wide NAME(biased_row)(const REAL *x, int64_t n, int ord, double bias) {
+    Four start = four_all(bias), zero = four_all(0);
+    Four high[4] = {start, start, start, start}, low[4] = {zero, zero, zero, zero};
+    REAL tail[LANES];
+    for (int64_t left = n; left > 0; left -= LANES, x += LANES) {
+        if (left < LANES) x = NAME(padded)(x, left, tail);
+        for (int k = 0; k < 4; k++) NAME(accumulate_onto)(&high[k], &low[k], FOUR(x + 4 * k), ord);
+    }
+    for (int k = 0; k < 4; k++) high[k] = four_sub(high[k], start); /* exact: bias is a multiple of every ulp in there */
+    for (int half = 2; half; half /= 2)
+        for (int k = 0; k < half; k++) {
+            Four sum = four_add(high[k], high[k + half]);
+            low[k] = four_add(low[k], four_add(four_sum_error(high[k], high[k + half], sum), low[k + half]));
+            high[k] = sum;
+        }
+    double lane[4], rest[4];
+    four_store(lane, high[0]);
+    four_store(rest, low[0]);
+    for (int half = 2; half; half /= 2)
+        for (int l = 0; l < half; l++) {
+            Wide sum = two_sum(lane[l], lane[l + half]);
+            lane[l] = sum.high;
+            rest[l] += sum.low + rest[l + half];
+        }
+    return (Wide){lane[0], rest[0]};
+}
+
+/* Add a few rows of n columns, the next at row_step bytes, to the columns' sums. */
+static inline void NAME(plain_columns)(const char *x, int64_t row_step, int64_t rows, int64_t n, double *restrict sum, int ord) {
+    for (; rows >= STEP_ROWS; rows -= STEP_ROWS, x += STEP_ROWS * row_step) {
+        int64_t i = 0;
+        for (; i + 4 <= n; i += 4) {
+            Four total = four_load(sum + i);
+            for (int k = 0; k < STEP_ROWS; k++)
+                total = four_add(total, NAME(power)(FOUR((const REAL *)(x + k * row_step) + i), ord));
+            four_store(sum + i, total);
+        }
+        for (; i < n; i++)
+            for (int k = 0; k < STEP_ROWS; k++) sum[i] += NAME(power_of_one)(((const REAL *)(x + k * row_step))[i], ord);
+    }
+    for (; rows > 0; rows--, x += row_step) {
+        const REAL *row = (const REAL *)x;
+        int64_t i = 0;
+        for (; i + 4 <= n; i += 4) four_store(sum + i, four_add(four_load(sum + i), NAME(power)(FOUR(row + i), ord)));
+        for (; i < n; i++) sum[i] += NAME(power_of_one)(row[i], ord);
+    }
+}
+
+/* The same in two words, with the error of each addition (Knuth), and of the square, in `low`. */
+static inline void NAME(accumulate)(Four *high, Four *low, Four v, int ord) {
+    Four term = NAME(power)(v, ord), sum = four_add(*high, term), part = four_sub(sum, *high);
+    Four rest = ord == 2 ? four_square_minus(v, term, part) : four_sub(term, part);
+    *low = four_add(*low, four_add(four_sub(*high, four_sub(sum, part)), rest));
+    *high = sum;
+}
+
+static inline void NAME(accumulate_one)(double *high, double *low, double v, int ord) {
+    double term = NAME(power_of_one)(v, ord), sum = *high + term, part = sum - *high;
+    double rest = ord == 2 ? square_minus(v, term, part) : term - part;
+    *low += (*high - (sum - part)) + rest;
+    *high = sum;
+}
+
+static inline void NAME(wide_columns)(
+    const char *x, int64_t row_step, int64_t rows, int64_t n, double *restrict high, double *restrict low, int ord) {
+    for (int64_t step = STEP_ROWS; rows > 0; rows -= step, x += step * row_step) {
+        if (rows < STEP_ROWS) step = 1;
+        int64_t i = 0;
+        for (; i + 4 <= n; i += 4) {
+            Four sum = four_load(high + i), rest = four_load(low + i);
+            for (int64_t k = 0; k < step; k++)
+                NAME(accumulate)(&sum, &rest, FOUR((const REAL *)(x + k * row_step) + i), ord);
+            four_store(high + i, sum);
+            four_store(low + i, rest);
+        }
+        for (; i < n; i++)
+            for (int64_t k = 0; k < step; k++)
+                NAME(accumulate_one)(&high[i], &low[i], ((const REAL *)(x + k * row_step))[i], ord);
+    }
+}
+
+/* Short groups, `length` entries each and side by side in memory: four at a time, each entry by entry. */
+static inline Four NAME(entry_of_four)(const REAL *x, int64_t length) {
+    return four_of(x[0], x[length], x[2 * length], x[3 * length]);
+}
+
+static inline void NAME(plain_short)(const REAL *x, int64_t length, int64_t n, double *restrict sum, int ord) {
+    int64_t j = 0;
+    for (; j + 4 <= n; j += 4, x += 4 * length) {
+        for (int64_t at = 0; at < 4 * length; at += 64 / (int64_t)sizeof *x) look_ahead(x + at, 2 * AHEAD);
+        Four total = four_all(0), entry[4];
+        int64_t i = 0;
+        for (; i + 4 <= length; i += 4) {
+            NAME(turn)(entry, x + i, length);
+            for (int k = 0; k < 4; k++) total = four_add(total, NAME(power)(entry[k], ord));
+        }
+        for (; i < length; i++) total = four_add(total, NAME(power)(NAME(entry_of_four)(x + i, length), ord));
+        four_store(sum + j, total);
+    }
+    for (; j < n; j++, x += length) {
+        double total = 0;
+        for (int64_t i = 0; i < length; i++) total += NAME(power_of_one)(x[i], ord);
+        sum[j] = total;
+    }
+}
+
+static inline void NAME(wide_short)(
+    const REAL *x, int64_t length, int64_t n, double *restrict high, double *restrict low, int ord) {
+    int64_t j = 0;
+    for (; j + 4 <= n; j += 4, x += 4 * length) {
+        for (int64_t at = 0; at < 4 * length; at += 64 / (int64_t)sizeof *x) look_ahead(x + at, 2 * AHEAD);
+        Four sum = four_all(0), rest = sum, entry[4];
+        int64_t i = 0;
+        for (; i + 4 <= length; i += 4) {
+            NAME(turn)(entry, x + i, length);
+            for (int k = 0; k < 4; k++) NAME(accumulate)(&sum, &rest, entry[k], ord);
+        }
+        for (; i < length; i++) NAME(accumulate)(&sum, &rest, NAME(entry_of_four)(x + i, length), ord);
+        four_store(high + j, sum);
+        four_store(low + j, rest);
+    }
+    for (; j < n; j++, x += length) {
+        double sum = 0, rest = 0;
+        for (int64_t i = 0; i < length; i++) NAME(accumulate_one)(&sum, &rest, x[i], ord);
+        high[j] = sum;
+        low[j] = rest;
+    }
+}
