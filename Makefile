@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml $(wildcard setup.py) $(wildcard src/normball/kernels/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check check-native lint bench docs clean
+.PHONY: help demo test check check-native lint bench ladder docs clean
 
 help:  ## what can be done
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -25,11 +25,12 @@ test: $(VENV)/.test  ## the tests
 
 check: lint test  ## lint, types and tests
 
-lint: $(VENV)/.check $(VENV)/.test  ## lint, types, and the README's table
+lint: $(VENV)/.check $(VENV)/.test  ## lint, types, and the tables of README and docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python docs/support.py --check
+	$(BIN)/python benchmarks/report.py --check
 
 # The same sources and laws, with every read, write and operation checked; built apart from what is installed.
 NATIVE := build/sanitized
@@ -41,8 +42,11 @@ check-native: $(VENV)/.test  ## the C kernels under the address and undefined-be
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(NATIVE) NORMBALL_SANITIZED=$(NATIVE) \
 	$(BIN)/python -m pytest tests/test_kernels.py -k 'native or way or memory or long_groups'
 
-bench: $(VENV)/.test  ## time against PyMC's formula, answers checked first
-	$(BIN)/python benchmarks/compare.py
+bench: $(VENV)/.bench  ## time against bare memory and all peers, answers checked first; BENCH=--quick for a minute of it
+	$(BIN)/python benchmarks/run.py $(BENCH)
+
+ladder: $(VENV)/.bench  ## how the kernels became fast: each step from the plain loop on, checked and timed
+	$(BIN)/python benchmarks/ladder.py
 
 docs: $(VENV)/.docs  ## the documentation as a site, in site/
 	$(BIN)/mkdocs build --strict
