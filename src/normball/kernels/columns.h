@@ -360,7 +360,9 @@ static int quick_pays(const Plan *plan) {
 /* Stretches of columns to be written, as begin and end alternating: all; in place only violators, and columns
  * between near ones, which a factor of 1 leaves as they are. Returns how many. */
 static int stretches(const double *factor, int64_t n, int in_place, int64_t *edge) {
-    if (!in_place) {
+    int64_t kept = 0;
+    for (int64_t j = 0; j < n; j++) kept += factor[j] == 1;
+    if (!in_place || !kept) {
         edge[0] = 0;
         edge[1] = n;
         return 1;

@@ -64,12 +64,17 @@ enum {
 #define LEAST_QUICK 0x1p-100 /* quick sums of floats neither underflow nor overflow in between */
 #define MOST_QUICK 0x1p120
 
+/* What compilers are told of loops: that their turns touch different memory; that unrolling costs more registers than
+ * there are. */
 #if defined(__clang__)
 #define EACH_ALONE _Pragma("clang loop vectorize(assume_safety)")
+#define AS_IT_STANDS _Pragma("clang loop unroll(disable)")
 #elif defined(__GNUC__)
 #define EACH_ALONE _Pragma("GCC ivdep")
+#define AS_IT_STANDS _Pragma("GCC unroll 1")
 #else
 #define EACH_ALONE
+#define AS_IT_STANDS
 #endif
 
 /* A factor as the float by which floats are multiplied: lowered and rounded once, as WIDE_MARGIN does it for doubles. */
@@ -360,7 +365,7 @@ static void write_columns(const Course *course, const Plan *plan, Chunk *chunk, 
     Walk walk;
     walk_start(&walk, &plan->written, place);
     int64_t wide_step[OPERANDS], k = WIDE_ROW / n < walk.length ? WIDE_ROW / n : walk.length;
-    int gapless = k > 1 && walk.step[X] == n * size && walk.step[Y] == n * size && step[X] == size && step[Y] == size;
+    int gapless = k > 1 && n <= WIDE_ROW / 16 && walk.step[X] == n * size && walk.step[Y] == n * size && step[X] == size && step[Y] == size;
     if (!gapless) k = 1;
     for (int64_t j = n; j < k * n && !keep; j++) { /* narrow rows without gaps: several are one wide row */
         chunk->factor[j] = chunk->factor[j - n];

@@ -104,21 +104,43 @@ static inline void NAME(accumulate_one)(double *high, double *low, double v, int
     *high = sum;
 }
 
+/* Eight rows of four columns: by the short form, which gives the same bits where no term is above the sum before it, as
+ * few are; else by the long one. */
+static inline void NAME(accumulate_rows)(double *high, double *low, const char *x, int64_t row_step, int ord) {
+    Four start = four_load(high), start_low = four_load(low), sum = start, rest = start_low, above = four_all(0);
+    AS_IT_STANDS
+    for (int k = 0; k < STEP_ROWS; k++) {
+        Four v = FOUR((const REAL *)(x + k * row_step));
+        above = four_either(above, four_above(NAME(power)(v, ord), sum));
+        NAME(accumulate_onto)(&sum, &rest, v, ord);
+    }
+    if (four_any(above)) {
+        sum = start, rest = start_low;
+        for (int k = 0; k < STEP_ROWS; k++) NAME(accumulate)(&sum, &rest, FOUR((const REAL *)(x + k * row_step)), ord);
+    }
+    four_store(high, sum);
+    four_store(low, rest);
+}
+
 static inline void NAME(wide_columns)(
     const char *x, int64_t row_step, int64_t rows, int64_t n, double *restrict high, double *restrict low, int ord) {
-    for (int64_t step = STEP_ROWS; rows > 0; rows -= step, x += step * row_step) {
-        if (rows < STEP_ROWS) step = 1;
+    for (; rows >= STEP_ROWS; rows -= STEP_ROWS, x += STEP_ROWS * row_step) {
+        int64_t i = 0;
+        for (; i + 4 <= n; i += 4) NAME(accumulate_rows)(high + i, low + i, x + i * (int64_t)sizeof(REAL), row_step, ord);
+        for (; i < n; i++)
+            for (int k = 0; k < STEP_ROWS; k++)
+                NAME(accumulate_one)(&high[i], &low[i], ((const REAL *)(x + k * row_step))[i], ord);
+    }
+    for (; rows > 0; rows--, x += row_step) {
+        const REAL *row = (const REAL *)x;
         int64_t i = 0;
         for (; i + 4 <= n; i += 4) {
             Four sum = four_load(high + i), rest = four_load(low + i);
-            for (int64_t k = 0; k < step; k++)
-                NAME(accumulate)(&sum, &rest, FOUR((const REAL *)(x + k * row_step) + i), ord);
+            NAME(accumulate)(&sum, &rest, FOUR(row + i), ord);
             four_store(high + i, sum);
             four_store(low + i, rest);
         }
-        for (; i < n; i++)
-            for (int64_t k = 0; k < step; k++)
-                NAME(accumulate_one)(&high[i], &low[i], ((const REAL *)(x + k * row_step))[i], ord);
+        for (; i < n; i++) NAME(accumulate_one)(&high[i], &low[i], row[i], ord);
     }
 }
 
