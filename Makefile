@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml $(wildcard setup.py) $(wildcard src/normball/kernels/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench ladder docs clean
+.PHONY: help demo test check check-native lint bench ladder docs clean
 
 help:  ## what can be done
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 # One stamp for each set of extras; pip does nothing for what is installed.
 $(VENV)/.%: $(SOURCES)
@@ -31,6 +31,16 @@ lint: $(VENV)/.check $(VENV)/.test  ## lint, types, and the tables of README and
 	$(BIN)/mypy
 	$(BIN)/python docs/support.py --check
 	$(BIN)/python benchmarks/report.py --check
+
+# The same sources and laws, with every read, write and operation checked; built apart from what is installed.
+NATIVE := build/sanitized
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g
+check-native: $(VENV)/.test  ## the C kernels under the address and undefined-behaviour sanitizers
+	@rm -rf $(NATIVE) && mkdir -p $(NATIVE) && cp -r src/normball $(NATIVE)/ && rm -f $(NATIVE)/normball/kernels/*.so
+	CFLAGS="$(SANITIZERS)" $(BIN)/python setup.py --quiet build_ext --force --build-lib $(NATIVE) --build-temp $(NATIVE)/objects
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(NATIVE) NORMBALL_SANITIZED=$(NATIVE) \
+	$(BIN)/python -m pytest tests/test_kernels.py -k 'native or way or memory or long_groups'
 
 bench: $(VENV)/.bench  ## time against bare memory and all peers, answers checked first; BENCH=--quick for a minute of it
 	$(BIN)/python benchmarks/run.py $(BENCH)

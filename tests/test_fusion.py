@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,6 +129,47 @@ def test_functions_of_the_same_code_are_told_apart():
     assert same_bits(results[0][1], norm_constraint((X + 1) * 3, 2.0))
 
 
+def momentum(w, v, a, g):
+    step = v * 0.875 - g
+    return {v: step, w: norm_constraint(w + step, 2.0)}
+
+
+def adam(w, v, a, g):
+    mean, square = v * 0.875 + g / 8, a * 0.5 + pt.sqr(g) / 2
+    return {v: mean, a: square, w: norm_constraint(w - mean / (pt.sqrt(square) + 1), 2.0)}
+
+
+def bound_by_another_result(w, v, a, g):
+    step = v * 0.875 - g
+    return {v: step, w: norm_constraint(w + step, pt.abs(step[:1]) + 1)}
+
+
+@pytest.mark.parametrize("rule, fused", [(momentum, 1), (adam, 1), (bound_by_another_result, 0)])
+def test_optimizers_with_a_state(rule, fused):
+    """One loop makes all results, and all of them go where they were."""
+    results = []
+    for mode in (FUSED, ONE_BY_ONE):
+        variables = [pytensor.shared(value) for value in (X.copy(), S.copy(), np.abs(S), X[::-1].copy())]
+        update = pytensor.function([], [], updates=rule(*variables), mode=mode)
+        assert count(update, ProducedNormConstraint) == (fused if mode is FUSED else 0)
+        before = [v.get_value(borrow=True).ctypes.data for v in variables]
+        update()
+        update()
+        if fused:
+            assert [v.get_value(borrow=True).ctypes.data for v in variables] == before
+        results.append([v.get_value() for v in variables])
+    assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_loop_over_more_arrays_than_llvm_would_vectorise_is_left_alone():
+    xs = [pt.dmatrix() for _ in range(9)]
+    for arrays, fused in ((xs, 0), (xs[:8], 1)):
+        functions = [
+            compiled(arrays, norm_constraint(pt.add(*arrays), 2.0), mode, fused) for mode in (FUSED, ONE_BY_ONE)
+        ]
+        assert same_bits(*(function(*[X] * len(arrays)) for function in functions))
+
+
 def test_what_others_read_is_kept():
     x, s = pt.dmatrix(), pt.dmatrix()
     z = x + s
@@ -246,3 +288,30 @@ def test_a_process_that_loads_the_compiled_code_computes_the_same(tmp_path):
     assert runs[0][:3] == runs[1][:3]
     assert runs[0][0] == "True"
     assert int(runs[0][2]) > 0  # it was cached, and the second process added nothing
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are asked for on Linux alone")
+def test_large_fresh_outputs_come_in_huge_pages():
+    """As NumPy's own do, and as NumPy's setting says."""
+    offered = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not offered.exists() or "[never]" in offered.read_text():
+        pytest.skip("this system has no huge pages to give")
+    code = """
+        import resource, numpy as np, pytensor, pytensor.tensor as pt
+        from normball import norm_constraint
+        x, X = pt.fmatrix(), np.ones((4096, 4096), "float32")
+        for y in (norm_constraint(x, 3.0), norm_constraint(x * 2, 3.0)):
+            f = pytensor.function([x], y, mode="NUMBA")
+            f(X)
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            f(X)
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    """
+    faults = []
+    for setting in ("1", "0"):
+        environment = os.environ | {"NUMPY_MADVISE_HUGEPAGE": setting}
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+        assert done.returncode == 0, done.stderr
+        faults.append([int(line) for line in done.stdout.split()])
+    assert all(huge < small / 2 for huge, small in zip(*faults, strict=True)), faults

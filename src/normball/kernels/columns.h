@@ -351,7 +351,7 @@ static int64_t glance_quickly(const Plan *plan, Chunk *chunk, Place place, const
 }
 
 static int quick_pays(const Plan *plan) {
-    return plan->ord != NORMBALL_ORD_INF && plan->reduced.count == 1 && plan->length >= 2 * PROBE_ROWS && plan->residues == 1 &&
+    return plan->ord != NORMBALL_ORD_INF && plan->reduced.count == 1 && plan->length >= 4 * PROBE_ROWS && plan->residues == 1 &&
            innermost(&plan->kept)->step[X] == itemsize(plan->dtype) && normball_limits_now.quick > 0;
 }
 

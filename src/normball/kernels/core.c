@@ -36,7 +36,7 @@ enum {
     NARROW = 16,         /* rows of so few columns are taken several at a time ... */
     FOLD_WIDTH = 32,     /* ... as one of about so many: then memory is read in its order, more or less */
     WIDE_ROW = 1024,     /* narrow rows without gaps are written as one of about so many columns */
-    PROBE_ROWS = 32,     /* rows after which a quick sum is given up where it does not look good */
+    PROBE_ROWS = 16,     /* rows after which a quick sum is given up where it does not look good */
     NEARBY = 16,         /* columns in place: gaps up to this long are rewritten with the bits they have */
     AHEAD = 256,                /* bytes that sums look ahead */
     NEXT_BYTES = 1 << 16,       /* groups up to this long are brought in while the one before is written */
@@ -346,8 +346,12 @@ static void write_some_rows(void *context, int64_t begin, int64_t end) { write_r
 
 /* Write a chunk whose factors are known: over threads where there is a course. */
 static void write_columns(const Course *course, const Plan *plan, Chunk *chunk, Place place, const int64_t *step, int64_t n, int keep) {
-    Writing job = {plan, chunk, place, NULL, step, n, 0, keep, {0}};
+    Writing job; /* not initialised as a whole: its edges are many */
     if (keep && plan->in_place) return;
+    job.plan = plan;
+    job.chunk = chunk;
+    job.step = step;
+    job.keep = keep;
     int64_t size = itemsize(plan->dtype);
     if (plan->packed && plan->written.count == 1 && plan->written.dim[0].step[Y] == size && step[Y] == plan->length * size && !keep) {
         write_packed(plan, chunk, place, n);
@@ -355,7 +359,7 @@ static void write_columns(const Course *course, const Plan *plan, Chunk *chunk, 
     }
     Walk walk;
     walk_start(&walk, &plan->written, place);
-    int64_t wide_step[OPERANDS], k = WIDE_ROW / n;
+    int64_t wide_step[OPERANDS], k = WIDE_ROW / n < walk.length ? WIDE_ROW / n : walk.length;
     int gapless = k > 1 && walk.step[X] == n * size && walk.step[Y] == n * size && step[X] == size && step[Y] == size;
     if (!gapless) k = 1;
     for (int64_t j = n; j < k * n && !keep; j++) { /* narrow rows without gaps: several are one wide row */
