@@ -44,6 +44,7 @@ class Cell(NamedTuple):
     violating: str
     threads: int
     peers: bool
+    quick: bool = False
 
     @property
     def label(self) -> str:
@@ -114,7 +115,7 @@ def cells(quick: bool) -> Iterator[Cell]:
             for dtype in dtypes(case, threads, quick):
                 for violating in states(case, dtype, threads, quick):
                     peers = violating != "half" and (dtype == "float32" or case.name not in LARGEST)
-                    yield Cell(case, dtype, violating, threads, peers)
+                    yield Cell(case, dtype, violating, threads, peers, quick)
 
 
 def dtypes(case: Case, threads: int, quick: bool) -> tuple[str, ...]:

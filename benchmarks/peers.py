@@ -43,8 +43,7 @@ def peers(cell: Cell, data: Arrays) -> Iterator[Peer]:
     narrow = cell.dtype in ("float16", "bfloat16")
     if not narrow:  # NumPy sums float16 in float16, and PyMC refuses it
         yield numpy_formula(cell, data)
-        # A function of a list takes PyTensor some ten seconds to compile: once is enough.
-        if (len(data.xs) == 1 or cell.dtype == "float32") and library("pymc"):
+        if library("pymc") and can_compile(cell):
             from pymc_update import update_of
 
             call, result = update_of(cell, data)
@@ -57,6 +56,24 @@ def peers(cell: Cell, data: Arrays) -> Iterator[Peer]:
             yield keras_constraint(keras, library("torch"), data)
         if jax := library("jax"):
             yield jax_formula(jax, data)
+
+
+def can_compile(cell: Cell) -> bool:
+    """Whether PyMC's function of all arrays is compiled in bearable time; what is not is named as left out.
+
+    For 161 arrays PyTensor needs ten seconds or more in C, and minutes in Numba.
+    """
+    if len(cell.case.shapes) == 1:
+        return True
+    from pymc_update import default_mode
+
+    if cell.quick:
+        left_out["PyMC for lists"] = "its functions of lists take too long to compile for --quick"
+    elif cell.case.total and default_mode() == "NUMBA":
+        left_out["PyMC for total norms"] = "its function of a list takes minutes to compile in PyTensor's NUMBA mode"
+    else:
+        return cell.dtype == "float32"
+    return False
 
 
 def numpy_formula(cell: Cell, data: Arrays) -> Peer:
