@@ -393,19 +393,27 @@ typedef struct {
     int64_t edge[MOST_EDGES];
 } Writing;
 
-static void write_rows(const Writing *job, int64_t begin, int64_t end) {
+static void write_row(const Writing *job, int64_t r) {
     const Plan *plan = job->plan;
-    for (int64_t r = begin; r < end; r++) {
-        const char *x = job->place.at[X] + r * job->row_step[X];
-        char *y = job->place.at[Y] + r * job->row_step[Y];
-        if (job->keep) copy_run(plan->dtype, x, job->step[X], y, job->step[Y], job->n, plan->streaming);
-        else
-            for (int k = 0; k < job->count; k++) {
-                int64_t at = job->edge[2 * k], width = job->edge[2 * k + 1] - at;
-                write_columns_of_row(
-                    plan, x + at * job->step[X], job->step[X], y + at * job->step[Y], job->step[Y], width,
-                    job->chunk->factor + at, job->chunk->narrow + at);
-            }
+    const char *x = job->place.at[X] + r * job->row_step[X];
+    char *y = job->place.at[Y] + r * job->row_step[Y];
+    if (job->keep) {
+        copy_run(plan->dtype, x, job->step[X], y, job->step[Y], job->n, plan->streaming);
+        return;
+    }
+    for (int k = 0; k < job->count; k++) {
+        int64_t at = job->edge[2 * k], width = job->edge[2 * k + 1] - at;
+        write_columns_of_row(
+            plan, x + at * job->step[X], job->step[X], y + at * job->step[Y], job->step[Y], width,
+            job->chunk->factor + at, job->chunk->narrow + at);
+    }
+}
+
+/* The last rows first, some at a time: they were read last, so they are the ones still in cache. */
+static void write_rows(const Writing *job, int64_t begin, int64_t end) {
+    for (int64_t stop = end; stop > begin; stop -= BACK_ROWS) {
+        int64_t start = stop - begin > BACK_ROWS ? stop - BACK_ROWS : begin;
+        for (int64_t r = start; r < stop; r++) write_row(job, r);
     }
 }
 

@@ -37,6 +37,7 @@ enum {
     FOLD_WIDTH = 32,     /* ... as one of about so many: then memory is read in its order, more or less */
     WIDE_ROW = 1024,     /* narrow rows without gaps are written as one of about so many columns */
     PROBE_ROWS = 16,     /* rows after which a quick sum is given up where it does not look good */
+    BACK_ROWS = 16,      /* rows are written from the last to the first, so many at a time in memory's order */
     NEARBY = 16,         /* columns in place: gaps up to this long are rewritten with the bits they have */
     AHEAD = 256,                /* bytes that sums look ahead */
     NEXT_BYTES = 1 << 16,       /* groups up to this long are brought in while the one before is written */

@@ -74,6 +74,8 @@ static inline void NAME(plain_columns)(const char *x, int64_t row_step, int64_t 
         int64_t i = 0;
         for (; i + 4 <= n; i += 4) {
             Four total = four_load(sum + i);
+            look_ahead(x, STEP_ROWS * (row_step + i * (int64_t)sizeof(REAL)));
+            if (sizeof(REAL) * STEP_ROWS > 16) look_ahead(x, STEP_ROWS * (row_step + i * (int64_t)sizeof(REAL)) + 64);
             for (int k = 0; k < STEP_ROWS; k++)
                 total = four_add(total, NAME(power)(FOUR((const REAL *)(x + k * row_step) + i), ord));
             four_store(sum + i, total);
@@ -126,7 +128,11 @@ static inline void NAME(wide_columns)(
     const char *x, int64_t row_step, int64_t rows, int64_t n, double *restrict high, double *restrict low, int ord) {
     for (; rows >= STEP_ROWS; rows -= STEP_ROWS, x += STEP_ROWS * row_step) {
         int64_t i = 0;
-        for (; i + 4 <= n; i += 4) NAME(accumulate_rows)(high + i, low + i, x + i * (int64_t)sizeof(REAL), row_step, ord);
+        for (; i + 4 <= n; i += 4) {
+            for (int64_t at = 0; at < 4 * STEP_ROWS * (int64_t)sizeof(REAL); at += 64)
+                look_ahead(x, STEP_ROWS * (row_step + i * (int64_t)sizeof(REAL)) + at);
+            NAME(accumulate_rows)(high + i, low + i, x + i * (int64_t)sizeof(REAL), row_step, ord);
+        }
         for (; i < n; i++)
             for (int k = 0; k < STEP_ROWS; k++)
                 NAME(accumulate_one)(&high[i], &low[i], ((const REAL *)(x + k * row_step))[i], ord);
