@@ -32,7 +32,7 @@ enum {
     CHUNK = 1024,        /* columns at a time: their sums stay in cache, and a block has room for them */
     WIDE_CHUNK = 4096,   /* the same where they lie side by side: longer stretches of memory are 1.4 times faster */
     STEP_ROWS = 8,       /* rows at a time: their sums stay in registers */
-    SHORT = 32,          /* groups of fewer entries are handled many at a time, as columns */
+    SHORT = 64,          /* groups of fewer entries are handled many at a time, as columns */
     NARROW = 16,         /* rows of so few columns are taken several at a time ... */
     FOLD_WIDTH = 32,     /* ... as one of about so many: then memory is read in its order, more or less */
     WIDE_ROW = 1024,     /* narrow rows without gaps are written as one of about so many columns */
@@ -40,7 +40,10 @@ enum {
     BACK_ROWS = 16,      /* rows are written from the last to the first, so many at a time in memory's order */
     NEARBY = 16,         /* columns in place: gaps up to this long are rewritten with the bits they have */
     AHEAD = 256,                /* bytes that sums look ahead */
-    NEXT_BYTES = 1 << 16,       /* groups up to this long are brought in while the one before is written */
+    NEXT_BYTES = 1 << 16,       /* groups up to this long are brought in while those before are written */
+    CACHED_BYTES = 1 << 20,     /* arrays up to this long are in cache already */
+    TOGETHER_BYTES = 1 << 14,   /* rows up to this long in all are judged together ... */
+    ROWS_TOGETHER = 32,         /* ... and so many at most */
 };
 
 /* Bounds on relative errors; the derivations are in README.md. */
@@ -224,28 +227,48 @@ static int64_t keep_rows(const Plan *plan, Place place, const int64_t *step, int
     return n;
 }
 
-/* A few rows: each summed, judged and written while it is in cache. */
+/* A few rows: summed, judged together, and written while they are in cache; the first is `fed` as feed has it. 1 where
+ * all of them comply. */
+static int settle_rows(const Plan *plan, Chunk *chunk, Place place, const int64_t *step, int64_t n, const char *fed) {
+    for (int64_t j = 0; j < n; j++) {
+        Wide sum = row_sum(plan, moved(place, step, j), j ? NOTHING : fed);
+        chunk->high[j] = sum.high;
+        chunk->low[j] = sum.low;
+    }
+    int seen = glance_at(plan, chunk, n, place, step), comply = seen == ALL_COMPLY;
+    for (int64_t j = 0; j < n && !(comply && plan->in_place); j++) {
+        Group group = group_at(plan, moved(place, step, j));
+        Answer answer = plainly(chunk->factor[j]);
+        if (answer.factor == 0) answer = judge_own(&group, (Wide){chunk->high[j], chunk->low[j]});
+        write_group(&group.only, answer);
+    }
+    return comply;
+}
+
+/* Rows: passed over as long as they clearly comply; then more and more of them together as long as some do not. */
 static void each_row(const Plan *plan, Place place, const int64_t *step, int64_t n) {
-    int quick = !plan->only_norms && plan->ord != NORMBALL_ORD_INF && plan->length * itemsize(plan->dtype) <= normball_limits_now.quick;
+    int quick = plan->ord != NORMBALL_ORD_INF && plan->length * itemsize(plan->dtype) <= normball_limits_now.quick;
+    int64_t most = rows_together(plan), count = 1;
     int hopeful = quick;
-    for (int64_t j = 0; j < n; j++, place = moved(place, step, 1)) {
+    double memory[CHUNK_ARRAYS * ROWS_TOGETHER];
+    Chunk chunk;
+    if (plan->only_norms) {
+        for (int64_t j = 0; j < n; j++) norm_of_row(plan, moved(place, step, j), row_sum(plan, moved(place, step, j), EVERYTHING));
+        return;
+    }
+    chunk_place(&chunk, memory, ROWS_TOGETHER);
+    for (int64_t j = 0; j < n;) {
         const char *fed = NOTHING;
         if (hopeful) {
-            int64_t kept = keep_rows(plan, place, step, n - j);
-            j += kept;
-            place = moved(place, step, kept);
+            j += keep_rows(plan, moved(place, step, j), step, n - j);
             if (j == n) return;
             fed = EVERYTHING;
         }
-        Wide sum = row_sum(plan, place, fed);
-        if (plan->only_norms) {
-            norm_of_row(plan, place, sum);
-            continue;
-        }
-        Group group = group_at(plan, place);
-        Answer answer = judge_own(&group, sum);
-        write_group(&group.only, answer);
-        hopeful = quick && keeps(answer);
+        int64_t now = count < n - j ? count : n - j;
+        int comply = settle_rows(plan, &chunk, moved(place, step, j), step, now, fed);
+        j += now;
+        hopeful = quick && comply;
+        count = comply ? 1 : 2 * count < most ? 2 * count : most;
     }
 }
 
