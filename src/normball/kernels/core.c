@@ -41,6 +41,7 @@ enum {
     NEARBY = 16,         /* columns in place: gaps up to this long are rewritten with the bits they have */
     AHEAD = 256,                /* bytes that sums look ahead */
     NEXT_BYTES = 1 << 16,       /* groups up to this long are brought in while those before are written */
+    LEAST_STREAM = 1 << 11,     /* of a shorter run, too few lines are whole ones */
     CACHED_BYTES = 1 << 20,     /* arrays up to this long are in cache already */
     TOGETHER_BYTES = 1 << 14,   /* rows up to this long in all are judged together ... */
     ROWS_TOGETHER = 32,         /* ... and so many at most */

@@ -20,25 +20,24 @@ static inline int64_t worksize(int64_t dtype) { return dtype == NORMBALL_F64 ? 8
 
 static inline int works_in_place(int64_t dtype, int64_t step) { return step == itemsize(dtype) && step == worksize(dtype); }
 
-/* Write past the caches: what does not fit there is written in one stream instead of being read first. */
+/* Write past the caches, whole lines of them only: a line that is written both ways costs eight times as much. What does
+ * not fit into the caches is so written in one stream instead of being read first. */
 static void stream(void *to, const void *from, int64_t bytes) {
+    enum { LINE = 64 };
     char *y = to;
     const char *x = from;
-#if defined(__AVX2__)
-    enum { UNIT_BYTES = 32 };
-#else
-    enum { UNIT_BYTES = 16 };
-#endif
-    int64_t head = (int64_t)(-(uintptr_t)y % UNIT_BYTES);
+    int64_t head = (int64_t)(-(uintptr_t)y % LINE);
     if (head > bytes) head = bytes;
     memcpy(y, x, (size_t)head);
     y += head, x += head, bytes -= head;
 #if defined(__AVX2__)
-    for (; bytes >= UNIT_BYTES; y += UNIT_BYTES, x += UNIT_BYTES, bytes -= UNIT_BYTES)
-        _mm256_stream_si256((__m256i *)y, _mm256_loadu_si256((const __m256i *)x));
+    for (; bytes >= LINE; y += LINE, x += LINE, bytes -= LINE)
+        for (int at = 0; at < LINE; at += 32)
+            _mm256_stream_si256((__m256i *)(y + at), _mm256_loadu_si256((const __m256i *)(x + at)));
 #elif defined(__SSE2__) || defined(_M_X64)
-    for (; bytes >= UNIT_BYTES; y += UNIT_BYTES, x += UNIT_BYTES, bytes -= UNIT_BYTES)
-        _mm_stream_si128((__m128i *)y, _mm_loadu_si128((const __m128i *)x));
+    for (; bytes >= LINE; y += LINE, x += LINE, bytes -= LINE)
+        for (int at = 0; at < LINE; at += 16)
+            _mm_stream_si128((__m128i *)(y + at), _mm_loadu_si128((const __m128i *)(x + at)));
 #endif
     memcpy(y, x, (size_t)bytes);
 }

@@ -52,15 +52,17 @@ static int64_t rows_together(const Plan *plan) {
 /* A run of one group's entries. While they are written, which takes memory some time, a later group is brought in. */
 static void write_run(const Plan *plan, const char *x, int64_t x_step, char *y, int64_t y_step, int64_t length, Answer answer) {
     int64_t size = itemsize(plan->dtype), ahead = 0;
+    int whole_lines = (((uintptr_t)y | (uintptr_t)(length * size)) & 63) == 0,
+        streaming = plan->streaming && (whole_lines || length * size >= LEAST_STREAM);
     if (plan->bytes > CACHED_BYTES && x_step == size && length * size <= NEXT_BYTES) ahead = rows_together(plan) * length * size;
     for (int64_t i = 0; i < length; i += ROW_BLOCK) {
         int64_t n = length - i < ROW_BLOCK ? length - i : ROW_BLOCK;
         for (int64_t at = 0; ahead && at < n * size; at += 64) look_ahead(x + i * size, ahead + at);
         if (keeps(answer)) {
-            copy_run(plan->dtype, x + i * x_step, x_step, y + i * y_step, y_step, n, plan->streaming);
+            copy_run(plan->dtype, x + i * x_step, x_step, y + i * y_step, y_step, n, streaming);
             continue;
         }
-        write_block(plan->dtype, x + i * x_step, x_step, y + i * y_step, y_step, n, answer, plan->streaming);
+        write_block(plan->dtype, x + i * x_step, x_step, y + i * y_step, y_step, n, answer, streaming);
     }
 }
 
