@@ -35,12 +35,13 @@ lint: $(VENV)/.check $(VENV)/.test  ## lint, types, and the tables of README and
 # The same sources and laws, with every read, write and operation checked; built apart from what is installed.
 NATIVE := build/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g
+SANITIZED := LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(NATIVE)
 check-native: $(VENV)/.test  ## the C kernels under the address and undefined-behaviour sanitizers
 	@rm -rf $(NATIVE) && mkdir -p $(NATIVE) && cp -r src/normball $(NATIVE)/ && rm -f $(NATIVE)/normball/kernels/*.so
 	CFLAGS="$(SANITIZERS)" $(BIN)/python setup.py --quiet build_ext --force --build-lib $(NATIVE) --build-temp $(NATIVE)/objects
-	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" \
-	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(NATIVE) NORMBALL_SANITIZED=$(NATIVE) \
-	$(BIN)/python -m pytest tests/test_kernels.py -k 'native or way or memory or long_groups'
+	$(SANITIZED) $(BIN)/python -c 'from normball.kernels import _native as it; assert "$(NATIVE)" in it.__file__, it.__file__'
+	$(SANITIZED) $(BIN)/python -m pytest tests/test_kernels.py -k 'native or way or memory or long_groups'
 
 bench: $(VENV)/.bench  ## time against bare memory and all peers, answers checked first; BENCH=--quick for a minute of it
 	$(BIN)/python benchmarks/run.py $(BENCH)

@@ -634,11 +634,3 @@ def test_flushed_subnormals_of_the_host_do_not_matter():
     finally:
         torch.set_flush_denormal(False)
     assert same_bits(got, want)
-
-
-@needs_native
-@pytest.mark.skipif(
-    "NORMBALL_SANITIZED" not in os.environ, reason="only make check-native builds kernels with sanitizers"
-)
-def test_native_kernels_under_test_are_the_sanitized_ones():
-    assert os.path.abspath(os.environ["NORMBALL_SANITIZED"]) in os.path.abspath(_native.__file__)
