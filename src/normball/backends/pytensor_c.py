@@ -35,7 +35,7 @@ class KernelOp(COp):
         return ["if (normball_load() < 0) return NULL;"]
 
     def c_code_cache_version(self) -> tuple:
-        return (_version(),)
+        return (_version(), kernels.best.__name__)  # a module found in the cache never asks `c_code`
 
 
 def axes_code(axes: tuple[int, ...]) -> str:
