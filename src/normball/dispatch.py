@@ -15,6 +15,7 @@ from normball import arguments
 # that mixes them: a NumPy array may stand beside a symbolic variable, as everywhere in PyTensor.
 BACKENDS = {
     "numpy": "normball.backends.numpy",
+    "torch": "normball.backends.torch",
     "pytensor": "normball.backends.pytensor",
 }
 _ORDER = list(BACKENDS)
