@@ -1,14 +1,16 @@
 """PyTorch tensors that lie on several processes: which are ours to judge, and how their sums travel.
 
-Knows DTensor, device meshes and process groups; knows no norm. A tensor's group of entries may lie on many ranks:
-each rank sums its own part, `all_reduce` adds the sums, and all ranks read the same bits, so all decide alike.
+Knows DTensors, device meshes and process groups; knows no norm. A group's entries may lie on many ranks: each sums its
+own, one collective merges the sums, and as all ranks read the same bits, all decide alike.
 """
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def is_dtensor(x: Any) -> bool:
@@ -17,9 +19,12 @@ def is_dtensor(x: Any) -> bool:
     return module is not None and isinstance(x, module.DTensor)
 
 
-def local(x: Any) -> torch.Tensor:
+def local(x: Any) -> Tensor:
     """This rank's part of a DTensor, differentiable; a plain tensor is its own part."""
-    return x.to_local() if is_dtensor(x) else x
+    if not is_dtensor(x):
+        return x
+    part = x.to_local()
+    return part.wait() if hasattr(part, "wait") else part  # one still on its way from another collective
 
 
 def mesh_dims(x: Any, axes: Sequence[int] | None = None, name: str = "tensor_var") -> tuple[int, ...]:
@@ -33,10 +38,10 @@ def mesh_dims(x: Any, axes: Sequence[int] | None = None, name: str = "tensor_var
     for placement in x.placements:
         if placement.is_partial():
             raise TypeError(
-                f"{name} is a DTensor placed {tuple(x.placements)}: {placement} holds summands, and the norm of a sum is "
-                "not known from them; redistribute it to Replicate() or Shard(dim) first"
+                f"{name} is a DTensor placed {list(x.placements)}: {placement} holds summands, from which the norm of "
+                "their sum is not known; redistribute it to Replicate() or Shard(dim) first"
             )
-    # _StridedShard, of FSDP2 with tensor parallelism, is not is_shard() in PyTorch 2.13; but it has a dim, as Shard.
+    # The _StridedShard of FSDP2 with tensor parallelism is not is_shard() in PyTorch 2.13; but it has a dim, as Shard.
     sharded = [getattr(placement, "dim", None) for placement in x.placements]
     return tuple(
         mesh_dim
@@ -46,35 +51,77 @@ def mesh_dims(x: Any, axes: Sequence[int] | None = None, name: str = "tensor_var
 
 
 def all_reduce(
-    values: Sequence[torch.Tensor], meshes: Sequence[Any], dims: Sequence[tuple[int, ...]], op: str = "sum"
-) -> list[torch.Tensor]:
-    """Each of the float64 values summed ("sum") or maximised ("max") over dimensions of its mesh, flat or not.
+    values: Sequence[Tensor], meshes: Sequence[Any], dims: Sequence[tuple[int, ...]], op: str = "sum"
+) -> list[Tensor]:
+    """Each of the float64 values summed ("sum") or maximised ("max") over these dimensions of its mesh.
 
-    One collective for each set of ranks, whatever the number of values; none for values without dims. Every rank of a
-    mesh must call it with as many values, of the same shapes, in the same order. Not differentiable.
+    One collective for each set of ranks, whatever the number of values and of dimensions; none for values without
+    dimensions, which come back as they are. Every rank of a mesh must call it with as many values, of the same shapes,
+    in the same order. NaN is the largest. Not differentiable.
     """
-    from torch.distributed import _functional_collectives as collectives
 
-    reduced = list(values)
+    def reduced(sent: Tensor, group: str) -> Tensor:
+        from torch.distributed import _functional_collectives as collectives
+
+        return collectives.all_reduce(sent, op, group)
+
+    if op != "max":
+        return [value[0] for value in _exchanged(values, meshes, dims, reduced)]
+    # The larger of a number and NaN is either, in gloo and NCCL; so NaN travels beside the numbers, as 1.
+    flagged = [
+        torch.stack([value.nan_to_num(0, math.inf, -math.inf), value.isnan().to(value.dtype)]) for value in values
+    ]
+    pairs = [value[0] for value in _exchanged(flagged, meshes, dims, reduced)]
+    return [torch.where(spoilt > 0, math.nan, value) for value, spoilt in pairs]
+
+
+def all_gather(values: Sequence[Tensor], meshes: Sequence[Any], dims: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Each value of all ranks, one below the other along a new first axis; otherwise as `all_reduce`."""
+
+    def gathered(sent: Tensor, group: str) -> Tensor:
+        from torch.distributed import _functional_collectives as collectives
+
+        return collectives.all_gather_tensor(sent, 0, group)
+
+    return _exchanged(values, meshes, dims, gathered)
+
+
+def _exchanged(
+    values: Sequence[Tensor],
+    meshes: Sequence[Any],
+    dims: Sequence[tuple[int, ...]],
+    collective: Callable[[Tensor, str], Tensor],
+) -> list[Tensor]:
+    """What the collective makes of each value, along a new first axis; all of one set of ranks in one go."""
+    results = [value[None] for value in values]
     batches: dict[tuple, list[int]] = {}
     for index, (value, mesh, own_dims) in enumerate(zip(values, meshes, dims, strict=True)):
         if own_dims and value.numel() and mesh.get_coordinate() is not None:  # else this rank is none of the mesh's
-            batches.setdefault((_group_name(mesh, own_dims), value.device), []).append(index)
-    sent = {  # all leave before the first is waited for
-        key: collectives.all_reduce(torch.cat([values[index].reshape(-1) for index in indices]), op, key[0])
+            batches.setdefault((_group_name(mesh, own_dims), value.device, value.dtype), []).append(index)
+    on_the_way = {  # all leave before the first is waited for
+        key: collective(torch.cat([values[index].reshape(1, -1) for index in indices], 1), key[0])
         for key, indices in batches.items()
     }
     for key, indices in batches.items():
-        arrived = collectives.wait_tensor(sent[key])
-        parts = arrived.split([values[index].numel() for index in indices])
+        arrived = torch.ops._c10d_functional.wait_tensor(on_the_way[key])
+        parts = arrived.split([values[index].numel() for index in indices], 1)
         for index, part in zip(indices, parts, strict=True):
-            reduced[index] = part.reshape(values[index].shape)
-    return reduced
+            results[index] = part.reshape(-1, *values[index].shape)
+    return results
+
+
+def _group_name(mesh: Any, dims: tuple[int, ...]) -> str:
+    """The process group of the ranks that differ from this one in these mesh dimensions alone."""
+    if len(dims) == 1:
+        return mesh.get_group(dims[0]).group_name
+    from normball.backends.torch_groups import flat_group_name
+
+    return flat_group_name(mesh, dims)
 
 
 def refuse_unsharded_placeholders(x: Any, name: str = "tensor_var") -> None:
     """Refuse what looks like a weight, but is a flat piece or an empty stand-in of one: its axes mean nothing."""
-    # FSDP 1 marks its flat parameters, and with use_orig_params the weights whose data are 1-D pieces of them, too; in
+    # FSDP1 marks its flat parameters, and with use_orig_params the weights whose data are 1-D pieces of them, too. In
     # summon_full_params the latter have their shapes back, and are welcome.
     if getattr(x, "_is_flat_param", False) or (getattr(x, "_fsdp_flattened", False) and x.ndim <= 1):
         raise TypeError(
@@ -87,28 +134,3 @@ def refuse_unsharded_placeholders(x: Any, name: str = "tensor_var") -> None:
             f"{name} of shape {tuple(x.shape)} is a placeholder of DeepSpeed ZeRO-3, whose data lie elsewhere; gather "
             "it first: with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)"
         )
-
-
-def _group_name(mesh: Any, dims: tuple[int, ...]) -> str:
-    """The process group of the ranks that differ from this one in these mesh dimensions alone."""
-    if len(dims) == 1:
-        return mesh.get_group(dims[0]).group_name
-    return _flat_group_name(mesh, dims)
-
-
-_flat_groups: dict[tuple, str] = {}
-
-
-def _flat_group_name(mesh: Any, dims: tuple[int, ...]) -> str:
-    """One group over several mesh dimensions: of one all-reduce, where DTensor itself does one for each dimension.
-
-    Made on first sight, by its own ranks alone, so that other pipeline stages need not take part.
-    """
-    import torch.distributed as dist
-
-    key = (mesh, dims)
-    if key not in _flat_groups:
-        coordinate = tuple(slice(None) if dim in dims else at for dim, at in enumerate(mesh.get_coordinate()))
-        ranks = sorted(mesh.mesh[coordinate].flatten().tolist())
-        _flat_groups[key] = dist.new_group(ranks, use_local_synchronization=True).group_name
-    return _flat_groups[key]
