@@ -120,7 +120,7 @@ def _checked(x: Any, ord: float, index: int | None = None) -> Tensor:
     what = arguments.entry("tensor_var", index)
     if x.dtype not in _DTYPES:
         if x.dtype not in _COMPLEX:
-            raise arguments.wrong_dtype(str(x.dtype).removeprefix("torch."), what)
+            raise arguments.wrong_dtype(str(x.dtype).removeprefix("torch."), what, ".to(torch.float32)")
         if ord != 2:
             message = f"ord={ord!r}: a complex tensor has order 2 only; for {what} pass its modulus, or ord=2"
             raise ValueError(message)
@@ -198,9 +198,18 @@ def _check_out(out: Any, x: Tensor, index: int | None) -> None:
     elif torch.is_grad_enabled() and (out.requires_grad or x.requires_grad):
         rule, remedy = "no gradient passes through it", "call this under torch.no_grad(), or leave it out"
     elif _entries_overlap(out):
-        rule, remedy = "several of its entries share memory", f"pass {name}.clone(), or leave it out"
+        rule = "several of its entries share memory"
+    elif out is not x and _concrete(out) and _concrete(x) and _overlap(memory(out), memory(x)):
+        rule, remedy = f"it overlaps {name} without being it", f"pass {name} itself, or a fresh tensor"
     if rule:
         raise arguments.wrong_out(rule, remedy, index)
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays of one shape share memory, but are not the same entries of it."""
+    if not np.may_share_memory(a, b) or (a.ctypes.data == b.ctypes.data and a.strides == b.strides):
+        return False
+    return np.shares_memory(a, b)
 
 
 def _entries_overlap(x: Tensor) -> bool:
