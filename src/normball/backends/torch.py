@@ -14,7 +14,7 @@ from torch import Tensor
 from normball import arguments, kernels
 from normball.backends import torch_gradients
 from normball.backends.numpy import check_apart
-from normball.backends.torch_operators import in_memory, memory
+from normball.backends.torch_operators import count_write, in_memory, memory
 
 _CLAIMS = frozenset(
     ["float64", "float32", "float16", "bfloat16", "bounded", "tight", "subnormals", "per-group bounds"]
@@ -105,7 +105,7 @@ def _write(jobs: list[tuple], epsilon: Any, ord: float) -> None:
             arrays, targets = [memory(x) for x in xs], [memory(out) for out in outs]
             check_apart(arrays, targets)
             kernels.constrain_each(arrays, targets, axes, [memory(b) for b in bounds], [memory(s) for s in smalls], ord)
-            torch.autograd.graph.increment_version([out for *_, out in jobs if not out.is_inference()])
+            count_write(outs)
         else:
             for x, out, own_axes, bound, small in zip(xs, outs, axes, bounds, smalls, strict=True):
                 out.copy_(torch.ops.normball.constrain(x, bound, small, own_axes, ord))
@@ -186,8 +186,8 @@ def _check_out(out: Any, x: Tensor, index: int | None) -> None:
     """Refuse an `out` that cannot take the result of x without spoiling anything."""
     name = arguments.entry("tensor_var", index)
     if not isinstance(out, Tensor):
-        what = arguments.entry("out", index)
-        raise TypeError(f"{what} of type {type(out).__name__}: must be a tensor like {name}; leave it out for a new one")
+        what = f"{arguments.entry('out', index)} of type {type(out).__name__}"
+        raise TypeError(f"{what}: must be a tensor like {name}; leave it out for a new one")
     rule, remedy = "", f"pass torch.empty_like({name})"
     if out.shape != x.shape:
         rule = f"its shape {tuple(out.shape)} is not {name}'s {tuple(x.shape)}"
