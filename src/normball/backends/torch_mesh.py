@@ -55,9 +55,10 @@ def all_reduce(
 ) -> list[Tensor]:
     """Each of the float64 values summed ("sum") or maximised ("max") over these dimensions of its mesh.
 
-    One collective for each set of ranks, whatever the number of values and of dimensions; none for values without
-    dimensions, which come back as they are. Every rank of a mesh must call it with as many values, of the same shapes,
-    in the same order. NaN is the largest. Not differentiable.
+    One collective for each set of ranks, whatever the number of values; none for values without dimensions, which come
+    back as they are. Several dimensions are one set where they span all processes, or where the mesh was flattened, by
+    mesh["dp", "tp"]._flatten() say; else they take one collective each. Every rank of a mesh must call it with as many
+    values, of the same shapes, in the same order. NaN is the largest. Not differentiable.
     """
 
     def reduced(sent: Tensor, group: str) -> Tensor:
@@ -81,7 +82,8 @@ def all_gather(values: Sequence[Tensor], meshes: Sequence[Any], dims: Sequence[t
     def gathered(sent: Tensor, group: str) -> Tensor:
         from torch.distributed import _functional_collectives as collectives
 
-        return collectives.all_gather_tensor(sent, 0, group)
+        gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor  # before 2.13
+        return gather(sent, 0, group)
 
     return _exchanged(values, meshes, dims, gathered)
 
@@ -97,26 +99,21 @@ def _exchanged(
     batches: dict[tuple, list[int]] = {}
     for index, (value, mesh, own_dims) in enumerate(zip(values, meshes, dims, strict=True)):
         if own_dims and value.numel() and mesh.get_coordinate() is not None:  # else this rank is none of the mesh's
-            batches.setdefault((_group_name(mesh, own_dims), value.device, value.dtype), []).append(index)
+            from normball.backends.torch_groups import group_names
+
+            batches.setdefault((group_names(mesh, own_dims), value.device, value.dtype), []).append(index)
     on_the_way = {  # all leave before the first is waited for
-        key: collective(torch.cat([values[index].reshape(1, -1) for index in indices], 1), key[0])
+        key: collective(torch.cat([values[index].reshape(1, -1) for index in indices], 1), key[0][0])
         for key, indices in batches.items()
     }
     for key, indices in batches.items():
         arrived = torch.ops._c10d_functional.wait_tensor(on_the_way[key])
+        for group in key[0][1:]:
+            arrived = torch.ops._c10d_functional.wait_tensor(collective(arrived, group))
         parts = arrived.split([values[index].numel() for index in indices], 1)
         for index, part in zip(indices, parts, strict=True):
             results[index] = part.reshape(-1, *values[index].shape)
     return results
-
-
-def _group_name(mesh: Any, dims: tuple[int, ...]) -> str:
-    """The process group of the ranks that differ from this one in these mesh dimensions alone."""
-    if len(dims) == 1:
-        return mesh.get_group(dims[0]).group_name
-    from normball.backends.torch_groups import flat_group_name
-
-    return flat_group_name(mesh, dims)
 
 
 def refuse_unsharded_placeholders(x: Any, name: str = "tensor_var") -> None:

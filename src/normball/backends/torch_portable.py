@@ -95,7 +95,7 @@ def _narrow_norm(x: Tensor, axes: Sequence[int], ord: float) -> Tensor:
 def _rows(x: Tensor, axes: Sequence[int]) -> Tensor:
     """X with its groups along the last axis."""
     kept = [axis for axis in range(x.ndim) if axis not in axes]
-    length = math.prod(x.shape[axis] for axis in axes)
+    length = math.prod([x.shape[axis] for axis in axes])  # a list, for torch.compile
     return x.permute(*kept, *axes).reshape(*(x.shape[axis] for axis in kept), length)
 
 

@@ -129,8 +129,8 @@ def _real(part: _Part) -> tuple[Tensor, tuple[int, ...], Tensor, Tensor]:
 
 def _merged_norms(splits: Sequence[_Split], ord: float) -> list[Norms]:
     """The whole groups' norms, for a part of each of several tensors."""
-    few = [math.prod(split.mesh.size(dim) for dim in split.dims) <= _RANKS_TO_ADD for split in splits]
-    adding = [few_ranks and split.x.dtype != torch.float64 for few_ranks, split in zip(few, splits, strict=True)]
+    ranks = [math.prod([split.mesh.size(dim) for dim in split.dims]) for split in splits]
+    adding = [split.x.dtype != torch.float64 and n <= _RANKS_TO_ADD for split, n in zip(splits, ranks, strict=True)]
     added = iter(_added_norms([split for split, adds in zip(splits, adding, strict=True) if adds], ord))
     listed = iter(_listed_norms([split for split, adds in zip(splits, adding, strict=True) if not adds], ord))
     return [next(added if adds else listed) for adds in adding]
