@@ -1,7 +1,6 @@
 """The README's support table, from the backends' SUPPORTS: `python docs/support.py [--check]`."""
 
 import sys
-from importlib import import_module
 from pathlib import Path
 
 from normball.backends import CLAIMS
@@ -13,7 +12,7 @@ BEGIN, END = "<!-- support table: make check -->\n", "<!-- end of support table 
 
 def table() -> str:
     """A row for each claim, a column for each way to run a backend."""
-    supports = {name: claims for path in BACKENDS.values() for name, claims in import_module(path).SUPPORTS.items()}
+    supports = {name: claims for backend in BACKENDS.values() for name, claims in backend().SUPPORTS.items()}
     unknown = {claim for claims in supports.values() for claim in claims} - set(CLAIMS)
     if unknown:
         raise ValueError(f"SUPPORTS claims {unknown}: not among CLAIMS; add it there, with its meaning")

@@ -114,8 +114,46 @@ def _pytensor_runner(mode: str) -> Runner:
     return _claiming(f"pytensor-{mode}", SUPPORTS[column], constrain, total, norms)
 
 
+def _torch_runner(name: str, elsewhere: bool) -> Runner:
+    """Torch tensors on the CPU; `elsewhere` as a class of its own, which goes the way of other devices' tensors."""
+    import torch
+
+    from normball.backends.torch import SUPPORTS
+
+    class Elsewhere(torch.Tensor):
+        pass
+
+    def tensor(x):
+        memory = x.view(np.int16) if x.dtype.name == "bfloat16" else x
+        made = torch.from_numpy(np.array(memory, order="K"))  # a copy that can be written to
+        made = made.view(torch.bfloat16) if x.dtype.name == "bfloat16" else made
+        return made.as_subclass(Elsewhere) if elsewhere else made
+
+    def array(y):
+        y = y.as_subclass(torch.Tensor)
+        return y.view(torch.int16).numpy().view(FLOATS["bfloat16"]) if y.dtype == torch.bfloat16 else y.numpy()
+
+    def constrain(x, max_norm, axes, epsilon, ord):
+        bound = max_norm if isinstance(max_norm, float) else torch.tensor(max_norm, dtype=torch.float64)
+        given = tensor(x)
+        y = normball.norm_constraint(given, bound, axes, epsilon, ord=ord)
+        assert array(given).tobytes() == x.tobytes(), "the input was written to"
+        return array(y)
+
+    def total(xs, max_norm, epsilon, ord):
+        ys, norm = normball.total_norm_constraint(list(map(tensor, xs)), max_norm, epsilon, True, ord=ord)
+        return list(map(array, ys)), array(norm)
+
+    def norms(x, axes, ord):
+        return array(normball.compute_norms(tensor(x), axes, ord=ord))
+
+    return _claiming(f"torch{'-elsewhere' if elsewhere else ''}", SUPPORTS[name], constrain, total, norms)
+
+
 RUNNERS = [_numpy_runner()]
 LEFT_OUT = []
+if installed("torch"):
+    RUNNERS += [_torch_runner("PyTorch CPU", False), _torch_runner("PyTorch GPU", True)]
 if installed("pytensor"):
     RUNNERS += [_pytensor_runner(mode) for mode in ("FAST_COMPILE", "CVM", "NUMBA")]
     RUNNERS += [_pytensor_runner("JAX")] if installed("jax") else []

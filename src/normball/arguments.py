@@ -127,10 +127,10 @@ def wrong_bound_shape(name: str, shape: tuple, groups: tuple, index: int | None 
     )
 
 
-def wrong_dtype(dtype: Any, what: str = "tensor_var") -> TypeError:
+def wrong_dtype(dtype: Any, what: str = "tensor_var", cast: str = ".astype('float32')") -> TypeError:
     """The error for an array whose dtype has no norm ball here."""
     text = str(dtype)
-    remedy = f"; cast it first, for example {what}.astype('float32')"
+    remedy = f"; cast it first, for example {what}{cast}"
     if text.startswith("complex"):
         remedy = "; constrain its modulus, or its real view"
     elif text.startswith(("longdouble", "float96", "float128")):

@@ -1,34 +1,53 @@
 """Which backend an array belongs to: looked up by its type, found out on first sight of a type.
 
-The only list of backends. A backend is imported when its first array arrives, never before.
+The only list of backends. A backend is imported when its first array arrives, never before. torch.compile traces through
+this file: so it keeps what it found in dicts, and imports by statements.
 """
 
-import functools
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 from normball import arguments
 
+
+def _numpy() -> ModuleType:
+    from normball.backends import numpy
+
+    return numpy
+
+
+def _torch() -> ModuleType:
+    from normball.backends import torch
+
+    return torch
+
+
+def _pytensor() -> ModuleType:
+    from normball.backends import pytensor
+
+    return pytensor
+
+
 # The package that defines an array's type -> the backend that knows it. Later ones win over earlier ones in a call
 # that mixes them: a NumPy array may stand beside a symbolic variable, as everywhere in PyTensor.
-BACKENDS = {
-    "numpy": "normball.backends.numpy",
-    "pytensor": "normball.backends.pytensor",
-}
-_ORDER = list(BACKENDS)
+BACKENDS: dict[str, Callable[[], ModuleType]] = {"numpy": _numpy, "torch": _torch, "pytensor": _pytensor}
+
+_backends: dict[tuple[type, ...], ModuleType] = {}
+_libraries: dict[type, str | None] = {}
 
 
-def _backend_for(array: type, *others: type) -> ModuleType:
+def backend_for(*types: type) -> ModuleType:
     """The backend of an array's type, and of others in the same call, of bounds say, which may be plain numbers."""
-    check_type(array)
-    libraries = filter(None, map(_library, (array, *others)))
-    return import_module(BACKENDS[max(libraries, key=_ORDER.index)])
-
-
-# mypy takes no type for Hashable, which functools.cache asks for.
-backend_for: Callable[..., ModuleType] = functools.cache(_backend_for)
+    try:
+        return _backends[types]
+    except KeyError:
+        pass
+    check_type(types[0])
+    libraries = [_library(kind) for kind in types]
+    [*_, backend] = [load for library, load in BACKENDS.items() if library in libraries]
+    _backends[types] = backend()
+    return _backends[types]
 
 
 def check_type(array: type, what: str = "tensor_var") -> None:
@@ -51,7 +70,8 @@ def types_of(arrays: Sequence[Any], whole: type) -> set[type]:
     return types
 
 
-@functools.cache
 def _library(kind: type) -> str | None:
-    roots = (base.__module__.partition(".")[0] for base in kind.__mro__)
-    return next((root for root in roots if root in BACKENDS), None)
+    if kind not in _libraries:
+        roots = [base.__module__.partition(".")[0] for base in kind.__mro__]
+        _libraries[kind] = next((root for root in roots if root in BACKENDS), None)
+    return _libraries[kind]

@@ -50,7 +50,7 @@ def constrain_each(
         targets.append(target)
         bounds.append(bound)
         smalls.append(small)
-    _check_apart(sources, outs)
+    check_apart(sources, outs)
     writables = [_writable(target) for target in targets]
     kernels.constrain_each([_native(source) for source in sources], writables, axes, bounds, smalls, ord)
     return _delivered(writables, targets)
@@ -170,7 +170,7 @@ def _same_memory(a: np.ndarray, b: np.ndarray) -> bool:
     return a.ctypes.data == b.ctypes.data and a.strides == b.strides
 
 
-def _check_apart(xs: Sequence[np.ndarray], outs: Sequence[Any]) -> None:
+def check_apart(xs: Sequence[np.ndarray], outs: Sequence[Any]) -> None:
     """Refuse an out that shares memory with another entry's x or out: no order of reading and writing is promised."""
     written = [(index, "out", out) for index, out in enumerate(outs) if out is not None]
     if not written:

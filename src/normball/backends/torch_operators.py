@@ -1,0 +1,147 @@
+"""The operators `torch.ops.normball`: one step each for torch.compile and FakeTensor, without derivatives.
+
+On CPUs the kernels work on the tensors' own memory; elsewhere `torch_portable` does. Bounds are float64 tensors that
+broadcast against the norms; negative or NaN ones make NaN.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from normball import kernels
+from normball.backends import torch_portable as portable
+
+try:
+    from ml_dtypes import bfloat16
+
+    _BFLOAT16: np.dtype | None = np.dtype(bfloat16)
+except ImportError:  # NumPy has no bfloat16 of its own
+    _BFLOAT16 = None
+
+
+def in_memory(x: Tensor) -> bool:
+    """Whether the kernels can read this tensor where it is."""
+    if type(x) is not Tensor and type(x) is not torch.nn.Parameter:  # FakeTensor, and classes of users' own
+        return False
+    return x.device.type == "cpu" and not x.is_neg() and (x.dtype != torch.bfloat16 or _BFLOAT16 is not None)
+
+
+def memory(x: Tensor) -> np.ndarray:
+    """A tensor's own memory as an array."""
+    if x.dtype == torch.bfloat16:
+        return x.detach().view(torch.int16).numpy().view(_BFLOAT16)
+    return x.detach().numpy()
+
+
+def _constrain(x: Tensor, max_norm: Tensor, epsilon: Tensor, axes: Sequence[int], ord: float) -> Tensor:
+    if not in_memory(x):
+        return _constrain_anywhere(x, max_norm, epsilon, axes, ord)
+    y = torch.empty_like(x)
+    kernels.constrain(memory(x), memory(y), tuple(axes), memory(max_norm), memory(epsilon), ord)
+    return y
+
+
+def _constrain_anywhere(x: Tensor, max_norm: Tensor, epsilon: Tensor, axes: Sequence[int], ord: float) -> Tensor:
+    y = portable.rescaled(x, portable.norms(x, axes, ord), max_norm, epsilon)
+    return torch.empty_like(x).copy_(y)  # with x's strides, as everywhere
+
+
+def _norms(x: Tensor, axes: Sequence[int], ord: float, max_norm: Tensor | None) -> Tensor:
+    if not in_memory(x):
+        return _norms_anywhere(x, axes, ord, max_norm)
+    bound = None if max_norm is None else memory(max_norm)
+    return torch.from_numpy(kernels.norms(memory(x), tuple(axes), ord, bound))
+
+
+def _norms_anywhere(x: Tensor, axes: Sequence[int], ord: float, max_norm: Tensor | None) -> Tensor:
+    return portable.norms(x, axes, ord).value()
+
+
+def _constrain_total(
+    xs: Sequence[Tensor], max_norm: Tensor, epsilon: Tensor, ord: float
+) -> tuple[list[Tensor], Tensor]:
+    if not all(map(in_memory, xs)):
+        return _constrain_total_anywhere(xs, max_norm, epsilon, ord)
+    ys = [torch.empty_like(x) for x in xs]
+    return ys, _total_in_memory(xs, ys, max_norm, epsilon, ord)
+
+
+def _constrain_total_anywhere(
+    xs: Sequence[Tensor], max_norm: Tensor, epsilon: Tensor, ord: float
+) -> tuple[list[Tensor], Tensor]:
+    total = _total(xs, ord)
+    return [torch.empty_like(x).copy_(y) for x, y in zip(xs, _rescaled(xs, total, max_norm, epsilon))], total.value()
+
+
+def _constrain_total_(xs: Sequence[Tensor], max_norm: Tensor, epsilon: Tensor, ord: float) -> Tensor:
+    if all(map(in_memory, xs)):
+        return _total_in_memory(xs, xs, max_norm, epsilon, ord)
+    return _constrain_total_anywhere_(xs, max_norm, epsilon, ord)
+
+
+def _constrain_total_anywhere_(xs: Sequence[Tensor], max_norm: Tensor, epsilon: Tensor, ord: float) -> Tensor:
+    total = _total(xs, ord)
+    for x, y in zip(xs, _rescaled(xs, total, max_norm, epsilon), strict=True):
+        x.copy_(y)
+    return total.value()
+
+
+def _total_in_memory(
+    xs: Sequence[Tensor], ys: Sequence[Tensor], max_norm: Tensor, epsilon: Tensor, ord: float
+) -> Tensor:
+    arrays = [memory(x) for x in xs]
+    targets = arrays if ys is xs else [memory(y) for y in ys]
+    return torch.from_numpy(kernels.constrain_total(arrays, targets, memory(max_norm), memory(epsilon), ord))
+
+
+def _total(xs: Sequence[Tensor], ord: float) -> portable.Norms:
+    parts = [portable.norms(x, tuple(range(x.ndim)), ord) for x in xs]
+    return portable.merged([portable.Norms(*(word.reshape(()) for word in part)) for part in parts], ord)
+
+
+def _rescaled(
+    xs: Sequence[Tensor], total: portable.Norms, max_norm: Tensor, epsilon: Tensor
+) -> list[Tensor]:
+    moved = {device: portable.Norms(*(word.to(device) for word in total)) for device in {x.device for x in xs}}
+    return [portable.rescaled(x, moved[x.device], max_norm.to(x.device), epsilon.to(x.device)) for x in xs]
+
+
+def _fake_norms(x: Tensor, axes: Sequence[int], ord: float, max_norm: Tensor | None) -> Tensor:
+    return x.new_empty([1 if axis in axes else n for axis, n in enumerate(x.shape)], dtype=torch.float64)
+
+
+_LIBRARY = torch.library.Library("normball", "DEF")
+
+
+def _define(schema: str, on_cpu: Callable, anywhere: Callable, fake: Callable) -> None:
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, on_cpu, "CPU")
+    _LIBRARY.impl(name, anywhere, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"normball::{name}", fake, lib=_LIBRARY)
+
+
+_BOUNDS = "Tensor max_norm, Tensor epsilon"
+_define(
+    f"constrain(Tensor x, {_BOUNDS}, int[] axes, float ord) -> Tensor",
+    _constrain,
+    _constrain_anywhere,
+    lambda x, *rest: torch.empty_like(x),
+)
+_define(
+    "norms(Tensor x, int[] axes, float ord, Tensor? max_norm) -> Tensor", _norms, _norms_anywhere, _fake_norms
+)
+_define(
+    f"constrain_total(Tensor[] xs, {_BOUNDS}, float ord) -> (Tensor[], Tensor)",
+    _constrain_total,
+    _constrain_total_anywhere,
+    lambda xs, *rest: ([torch.empty_like(x) for x in xs], xs[0].new_empty((), dtype=torch.float64)),
+)
+_define(
+    f"constrain_total_(Tensor(a!)[] xs, {_BOUNDS}, float ord) -> Tensor",
+    _constrain_total_,
+    _constrain_total_anywhere_,
+    lambda xs, *rest: xs[0].new_empty((), dtype=torch.float64),
+)
