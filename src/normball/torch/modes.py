@@ -51,12 +51,13 @@ def limits(max_norm: Any, mode: str, dtype: Any, count: int, ord: float, name: s
     if low == 0:
         return Limits(0.0, 0.0, high)
     if 2 * low > torch.finfo(dtype).max:  # a lifted group may be that long before it is constrained
-        raise ValueError(f"max_norm={max_norm!r}: half of {name}'s {dtype} ends below; use a smaller bound or mode max")
+        rule = f"must be at most half of the largest {dtype} ({name}) in mode {mode}"
+        raise ValueError(f"max_norm={max_norm!r}: {rule}; use a smaller bound")
     slack = _slack(low, dtype, count, ord)
     if mode == "equal":
         return Limits(low - slack, low, low)
     if low + slack > high:
-        rule = f"{name}'s {dtype} has too few numbers between them"
+        rule = f"{dtype} ({name}) has too few numbers between them"
         raise ValueError(f"max_norm={max_norm!r}: {rule}; use mode equal, or a wider range")
     return Limits(low, low + slack, high)
 
@@ -69,11 +70,11 @@ def lift(weight: Any, axes: tuple[int, ...], ord: float, limits: Limits) -> tupl
     short = (norms < limits.floor) & (norms > 0)
     if not short.any():
         return weight, limits.ceiling
-    exponent = torch.where(short, _doublings(norms, limits.target), 0)
-    lifted = weight.double()
-    for share in range(3):  # 2.0**exponent itself may be more than float64 holds
-        lifted = lifted * torch.exp2(torch.div(exponent + share, 3, rounding_mode="floor").double())
-    return lifted.to(weight.dtype), torch.where(short, limits.target, limits.ceiling).double()
+    lifted, doublings = weight.double(), torch.where(short, _doublings(norms, limits.target), 0)
+    for share in range(3):  # 2.0**doublings itself may be more than float64 holds
+        lifted = lifted * _power_of_two(torch.div(doublings + share, 3, rounding_mode="floor"))
+    bound = torch.full_like(norms, limits.ceiling).masked_fill(short, limits.target)
+    return lifted.to(weight.dtype), bound
 
 
 def group_norms(weight: Any, axes: tuple[int, ...], ord: float) -> Any:
@@ -97,6 +98,11 @@ def _doublings(norms: Any, target: float) -> Any:
     mantissa, exponent = math.frexp(target)
     own, own_exponent = torch.frexp(norms)
     return exponent - own_exponent + (own < mantissa).int()
+
+
+def _power_of_two(exponent: Any) -> Any:
+    """2.0**exponent by its bits, as a vectorised exp2 may be an ulp off."""
+    return ((exponent.long() + 1023) << 52).view(torch.float64)
 
 
 def _number(value: Any) -> float:
