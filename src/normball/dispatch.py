@@ -1,7 +1,7 @@
 """Which backend an array belongs to: looked up by its type, found out on first sight of a type.
 
-The only list of backends. A backend is imported when its first array arrives, never before. torch.compile traces through
-this file: so it keeps what it found in dicts, and imports by statements.
+The only list of backends. A backend is imported when its first array arrives, never before. torch.compile traces
+through this file: so it keeps what it found in dicts, and imports by statements.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ def _pytensor() -> ModuleType:
 BACKENDS: dict[str, Callable[[], ModuleType]] = {"numpy": _numpy, "torch": _torch, "pytensor": _pytensor}
 
 _backends: dict[tuple[type, ...], ModuleType] = {}
-_libraries: dict[type, str | None] = {}
+_libraries: dict[type, str | None] = {float: None, int: None}  # torch.compile cannot walk their bases
 
 
 def backend_for(*types: type) -> ModuleType:

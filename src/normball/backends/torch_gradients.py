@@ -5,11 +5,10 @@ With n the norm of a group v, u the derivative of n, c and e the bounds, s = c /
     dy = dv                                   where n <= c
        = s dv + t (dc - s (dn + de))          where n >  c,      dn = <u, dv>
 
-All in float64, where no entry of a narrower tensor comes near the limits; quotients are formed of v and n themselves, so
-that float64 tensors stay within them too.
+All in float64, where no entry of a narrower tensor comes near the limits; quotients are formed of v and n themselves,
+so that float64 tensors stay within them too.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -171,19 +170,21 @@ class _ConstrainTotal(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         max_norm, epsilon, ctx.ord, *xs = inputs
+        ctx.set_materialize_grads(False)  # adding a zero would lose the sign of another
         ctx.save_for_backward(max_norm, epsilon, output[-1], *xs)
         ctx.save_for_forward(max_norm, epsilon, output[-1], *xs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple:
         max_norm, epsilon, settled, *xs = ctx.saved_tensors
-        *wides, to_total = [gradient.to(torch.float64) for gradient in gradients]
+        *to_results, to_total = gradients
         terms = _terms_of_all(xs, settled, max_norm, epsilon, ctx.ord)
+        wides = _wide(to_results, xs)
         along = sum((wide * direction).sum() for wide, (_, _, direction, _) in zip(wides, terms, strict=True))
-        to_xs = [
-            (torch.where(complies, wide, scale * (wide - along * slope)) + to_total * slope).to(x.dtype)
-            for x, wide, (complies, scale, _, slope) in zip(xs, wides, terms, strict=True)
-        ]
+        to_xs = []
+        for x, wide, (complies, scale, _, slope) in zip(xs, wides, terms, strict=True):
+            to_x = torch.where(complies, wide, scale * (wide - along * slope))
+            to_xs.append((to_x if to_total is None else to_x + to_total * slope).to(x.dtype))
         complies, scale, *_ = terms[0]
         return torch.where(complies, 0, along), torch.where(complies, 0, -scale * along), None, *to_xs
 
@@ -193,7 +194,7 @@ class _ConstrainTotalAnywhere(_ConstrainTotal):
     def jvp(ctx: Any, bound_step: Any, epsilon_step: Any, _: None, *steps: Any) -> tuple:
         max_norm, epsilon, settled, *xs = ctx.saved_tensors
         terms = _terms_of_all(xs, settled, max_norm, epsilon, ctx.ord)
-        wides = [torch.zeros_like(t[2]) if s is None else s.to(torch.float64) for s, t in zip(steps, terms, strict=True)]
+        wides = _wide(steps, xs)
         along = sum((wide * slope).sum() for wide, (*_, slope) in zip(wides, terms, strict=True))
         inward = along + (0 if epsilon_step is None else epsilon_step)
         radial = (0 if bound_step is None else bound_step) - terms[0][1] * inward
@@ -206,9 +207,10 @@ class _ConstrainTotalAnywhere(_ConstrainTotal):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
         """One list after the other: lists of a batch are rare, and have no operator of their own."""
+        pairs = list(zip(args, in_dims, strict=True))
         each = [
-            _ConstrainTotalAnywhere.apply(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
-            for i in range(info.batch_size)
+            _ConstrainTotalAnywhere.apply(*(arg if dim is None else arg.select(dim, index) for arg, dim in pairs))
+            for index in range(info.batch_size)
         ]
         results = tuple(torch.stack(parts) for parts in zip(*each, strict=True))
         return results, (0,) * len(results)
@@ -224,9 +226,17 @@ def _terms_of_all(xs: Sequence[Tensor], settled: Tensor, max_norm: Tensor, epsil
     complies = settled <= max_norm
     terms = []
     for x in xs:
-        here = [value.to(x.device) for value in (total, complies, max_norm, epsilon)]
-        terms.append(_terms_of(x.to(torch.float64), *here, tuple(range(x.ndim)), ord))
+        own, within, bound, small = (value.to(x.device) for value in (total, complies, max_norm, epsilon))
+        terms.append(_terms_of(x.to(torch.float64), own, within, bound, small, tuple(range(x.ndim)), ord))
     return terms
+
+
+def _wide(steps: Sequence[Tensor | None], xs: Sequence[Tensor]) -> list[Tensor]:
+    """Tangents or cotangents of the xs as float64; None stands for zero."""
+    return [
+        torch.zeros_like(x, dtype=torch.float64) if step is None else step.to(torch.float64)
+        for step, x in zip(steps, xs, strict=True)
+    ]
 
 
 def _batched(x: Tensor, dim: int | None, size: int) -> Tensor:

@@ -35,6 +35,11 @@ def memory(x: Tensor) -> np.ndarray:
     return x.detach().numpy()
 
 
+def count_write(xs: Sequence[Tensor]) -> None:
+    """Tell autograd that tensors were written to, so that it refuses a backward pass that would read what was there."""
+    torch.autograd.graph.increment_version([x for x in xs if not x.is_inference()])
+
+
 def _constrain(x: Tensor, max_norm: Tensor, epsilon: Tensor, axes: Sequence[int], ord: float) -> Tensor:
     if not in_memory(x):
         return _constrain_anywhere(x, max_norm, epsilon, axes, ord)
@@ -72,12 +77,15 @@ def _constrain_total_anywhere(
     xs: Sequence[Tensor], max_norm: Tensor, epsilon: Tensor, ord: float
 ) -> tuple[list[Tensor], Tensor]:
     total = _total(xs, ord)
-    return [torch.empty_like(x).copy_(y) for x, y in zip(xs, _rescaled(xs, total, max_norm, epsilon))], total.value()
+    ys = _rescaled(xs, total, max_norm, epsilon)
+    return [torch.empty_like(x).copy_(y) for x, y in zip(xs, ys, strict=True)], total.value()
 
 
 def _constrain_total_(xs: Sequence[Tensor], max_norm: Tensor, epsilon: Tensor, ord: float) -> Tensor:
     if all(map(in_memory, xs)):
-        return _total_in_memory(xs, xs, max_norm, epsilon, ord)
+        total = _total_in_memory(xs, xs, max_norm, epsilon, ord)
+        count_write(xs)
+        return total
     return _constrain_total_anywhere_(xs, max_norm, epsilon, ord)
 
 
@@ -101,9 +109,7 @@ def _total(xs: Sequence[Tensor], ord: float) -> portable.Norms:
     return portable.merged([portable.Norms(*(word.reshape(()) for word in part)) for part in parts], ord)
 
 
-def _rescaled(
-    xs: Sequence[Tensor], total: portable.Norms, max_norm: Tensor, epsilon: Tensor
-) -> list[Tensor]:
+def _rescaled(xs: Sequence[Tensor], total: portable.Norms, max_norm: Tensor, epsilon: Tensor) -> list[Tensor]:
     moved = {device: portable.Norms(*(word.to(device) for word in total)) for device in {x.device for x in xs}}
     return [portable.rescaled(x, moved[x.device], max_norm.to(x.device), epsilon.to(x.device)) for x in xs]
 
@@ -130,9 +136,7 @@ _define(
     _constrain_anywhere,
     lambda x, *rest: torch.empty_like(x),
 )
-_define(
-    "norms(Tensor x, int[] axes, float ord, Tensor? max_norm) -> Tensor", _norms, _norms_anywhere, _fake_norms
-)
+_define("norms(Tensor x, int[] axes, float ord, Tensor? max_norm) -> Tensor", _norms, _norms_anywhere, _fake_norms)
 _define(
     f"constrain_total(Tensor[] xs, {_BOUNDS}, float ord) -> (Tensor[], Tensor)",
     _constrain_total,

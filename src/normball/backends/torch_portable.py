@@ -51,8 +51,10 @@ def norms(x: Tensor, axes: Sequence[int], ord: float) -> Norms:
 def merged(parts: Sequence[Norms], ord: float) -> Norms:
     """The norms of groups whose parts lie in several tensors, on the device of the first."""
     device = parts[0].high.device
-    stacks = [torch.stack(torch.broadcast_tensors(*(word.to(device) for word in words)), -1) for words in zip(*parts)]
-    high, low, exponent = stacks
+    high, low, exponent = (
+        torch.stack(torch.broadcast_tensors(*(word.to(device) for word in words)), -1)
+        for words in zip(*parts, strict=True)
+    )
     common = torch.where(high > 0, exponent, exponent.min()).amax(-1, keepdim=True)
     high, low = _scaled(high, exponent - common), _scaled(low, exponent - common)
     if ord == math.inf:
