@@ -1,9 +1,12 @@
 """MaxNorm, NormConstraint and norm_constraint_: laws in exact arithmetic, and life inside PyTorch's training loops."""
 
 import copy
+import doctest
 import math
 import pickle
+import re
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,8 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn.utils import parametrize  # noqa: E402
 
-from normball.torch import MaxNorm, NormConstraint, norm_constraint_  # noqa: E402
+from normball.torch import MaxNorm, NormConstraint, inplace, norm_constraint_, parametrization  # noqa: E402
+from normball.torch import maxnorm as maxnorm_module  # noqa: E402
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -145,9 +149,9 @@ def test_smallest_and_largest_numbers_are_lifted_exactly():
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[5e-324, 0.0], [3e-320, -4e-320], [1e308, 1e308]], dtype=torch.float64))
     MaxNorm(8e307, mode="equal").apply_(layer)
-    norms = exact_norms(layer.weight, (1,))
+    norms, (x, y) = exact_norms(layer.weight, (1,)), layer.weight[1].tolist()
     assert all(Fraction(8e307) * (1 - Fraction(1e-15)) <= norm <= Fraction(8e307) for norm in norms)
-    assert float(layer.weight[1, 0] / layer.weight[1, 1]) == pytest.approx(-0.75, 1e-3)  # as the subnormals were rounded
+    assert x / y == pytest.approx(-0.75, 1e-3)  # as the subnormals were rounded
 
 
 def test_a_nan_stays_in_its_unit():
@@ -553,3 +557,23 @@ def test_a_refusal_in_a_list_writes_nothing():
     halves = [w[:, :2], w[:, 2:]]  # interleaved, and apart
     assert torch.equal(norm_constraint_(halves, 1.0, 1)[1], w[:, 2:])
     assert w.max() < 1
+
+
+# --- the documentation
+
+
+@pytest.mark.parametrize("module", [maxnorm_module, parametrization, inplace], ids=lambda module: module.__name__)
+def test_examples_of_docstrings(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_guide(capsys):
+    guide = (Path(__file__).parents[1] / "docs" / "torch.md").read_text()
+    names = {"__name__": "guide"}
+    for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL):
+        exec(block, names)
+    shown = capsys.readouterr().out
+    for block in re.findall(r"```text\n(.*?)```", guide, re.DOTALL):
+        assert block in shown
