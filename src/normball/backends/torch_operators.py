@@ -25,14 +25,23 @@ def in_memory(x: Tensor) -> bool:
     """Whether the kernels can read this tensor where it is."""
     if type(x) is not Tensor and type(x) is not torch.nn.Parameter:  # FakeTensor, and classes of users' own
         return False
-    return x.device.type == "cpu" and not x.is_neg() and (x.dtype != torch.bfloat16 or _BFLOAT16 is not None)
+    return x.is_cpu and not x.is_neg() and (x.dtype != torch.bfloat16 or _BFLOAT16 is not None)
 
 
 def memory(x: Tensor) -> np.ndarray:
     """A tensor's own memory as an array."""
-    if x.dtype == torch.bfloat16:
-        return x.detach().view(torch.int16).numpy().view(_BFLOAT16)
-    return x.detach().numpy()
+    x = x.detach() if x.requires_grad else x
+    return x.view(torch.int16).numpy().view(_BFLOAT16) if x.dtype == torch.bfloat16 else x.numpy()
+
+
+def constrain_total_in_memory_(xs: Sequence[Tensor], max_norm: Tensor, ord: float) -> Tensor:
+    """What the operator of this name does for tensors in memory; without its dispatch, which takes longer than small ones."""
+    if torch.compiler.is_compiling():
+        return torch.ops.normball.constrain_total_(xs, max_norm, torch.zeros_like(max_norm), ord)
+    arrays = [memory(x) for x in xs]
+    norm = kernels.constrain_total(arrays, arrays, memory(max_norm), 0.0, ord)
+    torch.autograd.graph.increment_version([x for x in xs if not x.is_inference()])
+    return torch.from_numpy(norm)
 
 
 def count_write(xs: Sequence[Tensor]) -> None:
