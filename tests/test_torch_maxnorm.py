@@ -20,6 +20,16 @@ from torch.nn.utils import parametrize  # noqa: E402
 from normball.torch import MaxNorm, NormConstraint, inplace, norm_constraint_, parametrization  # noqa: E402
 from normball.torch import maxnorm as maxnorm_module  # noqa: E402
 
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """On layers this small, threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -301,7 +311,7 @@ def test_zero_learning_rate_changes_no_bit():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     maxnorm.attach(optimizer, model)
     before = bits(model)
-    trained(model, optimizer, 50)
+    trained(model, optimizer, 20)
     assert same(before, bits(model))
 
 
@@ -420,10 +430,36 @@ def _train_on_one_of_two(rank, folder):
     torch.manual_seed(rank)
     trained(wrapped, optimizer)
     torch.save(model.state_dict(), f"{folder}/{rank}.pt")
+    _train_sharded(folder)
     torch.distributed.destroy_process_group()
 
 
-def test_ranks_of_ddp_stay_the_same(tmp_path):
+def _train_sharded(folder):
+    model = network()
+    for layer in (model[0], model[2], model[4], model):
+        torch.distributed.fsdp.fully_shard(layer)
+    model[0].register_parameter("apart", nn.Parameter(torch.ones(2, 2)))  # not sharded
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    maxnorm = MaxNorm(0.5, axes={"*.apart": 0, "*": "incoming"})
+    maxnorm.attach(optimizer, model)
+    trained(model, optimizer)
+    assert largest(maxnorm, model) <= 0.5
+    assert largest(MaxNorm(0.5, axes={"0.weight": (0, 2, 3), "4.weight": 0}), model) > 0.5
+    across = MaxNorm(0.25, axes={"0.weight": (0, 2, 3), "4.weight": 0})  # groups that lie on both ranks
+    before = {name: parameter.full_tensor() for name, parameter in model.named_parameters() if "weight" in name}
+    across.apply_(model)
+    for name, axes in (("0.weight", (0, 2, 3)), ("4.weight", (0,))):
+        after = model.get_parameter(name).full_tensor()
+        assert broken_laws(array(before[name]), array(after), 0.25, axes, 0.0, band=4) == set()
+    whole = MaxNorm(0.5, mode="equal")
+    assert all(torch.allclose(norms, torch.tensor(0.5).double()) for norms in whole.norms(whole.apply_(model)).values())
+    before = whole.norms(model)
+    with pytest.raises(ValueError, match="is sharded along its norm axes"):
+        MaxNorm(0.5, axes={"0.weight": (1, 2, 3), "4.weight": 0}, mode="equal").apply_(model)
+    assert all(torch.equal(norms, before[name]) for name, norms in whole.norms(model).items())
+
+
+def test_ranks_of_ddp_and_shards_of_fsdp(tmp_path):
     torch.multiprocessing.spawn(_train_on_one_of_two, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert same(first, second)

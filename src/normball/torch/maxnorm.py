@@ -2,15 +2,25 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from normball import arguments
+from normball.backends import torch_mesh, torch_sharded
 from normball.dispatch import backend_for
 from normball.torch.modes import group_norms, lift, limits, read_bounds, read_mode
 from normball.torch.table import Table, table
 from normball.torch.weights import Weight, choose, lookup
+
+
+class _Job(NamedTuple):
+    """One weight's part of a call of the kernel."""
+
+    source: Any
+    bound: Any
+    axes: tuple[int, ...]
+    target: Any
 
 
 class MaxNorm:
@@ -192,12 +202,14 @@ class MaxNorm:
         Returns
         -------
         dict of str to Tensor
-            By parameter name, one float64 norm per unit, at most one ulp off.
+            By parameter name, one float64 norm per unit, at most one ulp off. Sharded weights are gathered for it, so
+            all ranks must call it.
         """
         result = {}
         for weight in self._choose(model):
             view, axes = _view(weight)
-            norms = group_norms(view, axes, self._ord).squeeze(axes)
+            whole = view.full_tensor() if torch_mesh.is_dtensor(view) else view
+            norms = group_norms(whole, axes, self._ord).squeeze(axes)
             result[weight.name] = norms.flatten(0, 1) if view.ndim > weight.parameter.ndim else norms
         return result
 
@@ -238,27 +250,45 @@ class MaxNorm:
     @torch.no_grad()
     def _constrain_(self, weights: list[Weight]) -> None:
         """All weights in one go, after every check: an error leaves all of them as they were."""
-        if not weights:
-            return
-        sources, bounds, every_axes, targets = [], [], [], []
-        for weight in weights:
-            view, axes = _view(weight)
-            count = math.prod(view.shape[axis] for axis in axes)
-            own = lookup(self._max_norm, weight)
-            asked = limits(own, self._mode, view.dtype, count, self._ord, weight.name)
-            source, bound = lift(view, axes, self._ord, asked)
-            sources.append(source)
-            bounds.append(bound)
-            every_axes.append(axes)
-            targets.append(view)
-        backend = backend_for(*set(map(type, targets)))
-        backend.constrain_each(sources, bounds, every_axes, 0.0, self._ord, targets)
+        jobs = [self._job(weight) for weight in weights]
+        split = [job for job in jobs if torch_mesh.is_dtensor(job.target)]
+        if split:
+            sources, bounds, axes, _ = zip(*split, strict=True)
+            torch_sharded.constrain_each_(sources, bounds, axes, 0.0, self._ord)
+        here = [job for job in jobs if not torch_mesh.is_dtensor(job.target)]
+        if here:
+            sources, bounds, axes, targets = zip(*here, strict=True)
+            backend = backend_for(*set(map(type, targets)))
+            backend.constrain_each(sources, bounds, axes, 0.0, self._ord, targets)
+        # Of sharded ones the parts were written, whose wrappers autograd watches.
+        sharded = [weight.parameter for weight in weights if torch_mesh.is_dtensor(weight.parameter)]
+        torch.autograd.graph.increment_version(sharded)
+
+    def _job(self, weight: Weight) -> _Job:
+        """What is to be written where for a weight; refuses what cannot be."""
+        torch_mesh.refuse_unsharded_placeholders(weight.parameter, weight.name)
+        view, axes = _view(weight)
+        count = math.prod(view.shape[axis] for axis in axes)
+        asked = limits(lookup(self._max_norm, weight), self._mode, view.dtype, count, self._ord, weight.name)
+        if not torch_mesh.mesh_dims(view, axes, weight.name):  # this rank has whole groups
+            target = torch_mesh.local(view)
+            return _Job(*lift(target, axes, self._ord, asked), axes, target)
+        if asked.floor > 0:
+            rule = f"{weight.name} is sharded along its norm axes {axes}, which only mode max knows"
+            raise ValueError(f"mode={self._mode!r}: {rule}; shard it along another axis")
+        return _Job(view, asked.ceiling, axes, view)
 
 
 def _view(weight: Weight) -> tuple[Any, tuple[int, ...]]:
     """The memory of a weight in the shape that its axes are about, and these."""
     assert weight.layout
-    return weight.layout.view(weight.parameter.detach()), weight.layout.axes
+    stored = weight.parameter.detach()
+    view = weight.layout.view(stored)
+    # A view of a sharded tensor may be a copy.
+    if view is not stored and torch_mesh.local(view).data_ptr() != torch_mesh.local(stored).data_ptr():
+        remedy = "shard it along another axis, or leave it out by match"
+        raise ValueError(f"{weight.name}: a group of its channels lies on several ranks; {remedy}")
+    return view, weight.layout.axes
 
 
 def _without_memory(weight: Weight) -> Weight:
