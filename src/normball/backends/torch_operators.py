@@ -25,7 +25,12 @@ def in_memory(x: Tensor) -> bool:
     """Whether the kernels can read this tensor where it is."""
     if type(x) is not Tensor and type(x) is not torch.nn.Parameter:  # FakeTensor, and classes of users' own
         return False
-    return x.device.type == "cpu" and not x.is_neg() and (x.dtype != torch.bfloat16 or _BFLOAT16 is not None)
+    return (
+        x.device.type == "cpu"
+        and not x.is_neg()
+        and not x.is_conj()
+        and (x.dtype != torch.bfloat16 or _BFLOAT16 is not None)
+    )
 
 
 def memory(x: Tensor) -> np.ndarray:
