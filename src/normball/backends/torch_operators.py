@@ -4,6 +4,7 @@ On CPUs the kernels work on the tensors' own memory; elsewhere `torch_portable` 
 broadcast against the norms; negative or NaN ones make NaN.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -33,11 +34,28 @@ def in_memory(x: Tensor) -> bool:
     )
 
 
+_ORDER = "<" if sys.byteorder == "little" else ">"
+
+
+class _Memory:
+    """A tensor to NumPy. `Tensor.numpy()` would bar the tensor's storage from ever being resized, as FSDP1 does."""
+
+    def __init__(self, x: Tensor) -> None:
+        size = x.element_size()
+        self.tensor = x  # which the array keeps alive
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": tuple(x.shape),
+            "typestr": f"{_ORDER}V2" if x.dtype == torch.bfloat16 else f"{_ORDER}f{size}",
+            "data": (x.data_ptr(), False),
+            "strides": tuple([step * size for step in x.stride()]),
+        }
+
+
 def memory(x: Tensor) -> np.ndarray:
     """A tensor's own memory as an array."""
-    if x.dtype == torch.bfloat16:
-        return x.detach().view(torch.int16).numpy().view(_BFLOAT16)
-    return x.detach().numpy()
+    array = np.asarray(_Memory(x))
+    return array.view(_BFLOAT16) if x.dtype == torch.bfloat16 else array
 
 
 def count_write(xs: Sequence[Tensor]) -> None:
