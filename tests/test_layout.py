@@ -21,11 +21,12 @@ CONTRACT = {
     "constrain_total": ["xs", "max_norm", "epsilon", "ord"],
 }
 BACKENDS = sorted(p for p in (PACKAGE / "backends").glob("*.py") if p.stem != "__init__" and "_" not in p.stem)
+TORCH = ("", "_gradients", "_operators", "_portable")
 # Every file that may name a library, besides NumPy, the one dependency.
 KNOWS = {
     "pytensor": {f"backends/pytensor{part}.py" for part in ("", "_c", "_fusion", "_links", "_numba")},
     "jax": {"backends/jax.py", "backends/pytensor_links.py"},
-    "torch": {"backends/pytensor_links.py"},
+    "torch": {"backends/pytensor_links.py", *(f"backends/torch{part}.py" for part in TORCH)},
     "numba": {"backends/pytensor_links.py", "backends/pytensor_numba.py"},
 }
 # What a file may import of ours: a level may reach down, never up, and these two stand alone.

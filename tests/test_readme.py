@@ -28,7 +28,8 @@ def test_code_is_found_and_can_fail():
 
 
 def test_support_table(monkeypatch):
-    pytest.importorskip("pytensor")
+    for name in ("pytensor", "torch"):
+        pytest.importorskip(name)
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     monkeypatch.delitem(sys.modules, "support", raising=False)
     import support

@@ -1,13 +1,13 @@
 """NumPy arrays: every dtype, layout and byte order."""
 
 import functools
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from normball import arguments, kernels
+from normball.kernels.overlap import check_apart, overlap
 
 _DTYPES = frozenset(["float64", "float32", "float16", "bfloat16"])
 SUPPORTS = {
@@ -158,46 +158,8 @@ def _checked_out(out: Any, x: np.ndarray, index: int | None) -> np.ndarray:
         rule, remedy = "it is read-only", "pass a writeable array"
     elif not out.flags.forc and any(step == 0 and n > 1 for step, n in zip(out.strides, out.shape, strict=True)):
         rule = "several of its entries share memory"
-    elif np.may_share_memory(out, x) and not _same_memory(out, x) and np.shares_memory(out, x):
+    elif overlap(out, x):
         rule, remedy = f"it overlaps {name} without being it", f"pass {name} itself, or a fresh array"
     if rule:
         raise arguments.wrong_out(rule, remedy, index)
     return out
-
-
-def _same_memory(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two arrays of one shape and dtype are the same entries of the same memory."""
-    return a.ctypes.data == b.ctypes.data and a.strides == b.strides
-
-
-def check_apart(xs: Sequence[np.ndarray], outs: Sequence[Any]) -> None:
-    """Refuse an out that shares memory with another entry's x or out: no order of reading and writing is promised."""
-    written = [(index, "out", out) for index, out in enumerate(outs) if out is not None]
-    if not written:
-        return
-    arrays = [(index, "tensor_var", x) for index, x in enumerate(xs)] + written
-    entry_of: dict[int, int] = {}
-    if all(array.flags.owndata and entry_of.setdefault(id(array), index) == index for index, _, array in arrays):
-        return  # different owners of memory share none
-    reaching: list = []  # those that may share memory with what comes next by address
-    spans = sorted(((*_span(array), index, name, array) for index, name, array in arrays), key=operator.itemgetter(0))
-    for low, high, *this in spans:
-        reaching = [(end, other) for end, other in reaching if end > low]
-        for _, other in reaching:
-            (index, name, array), (other_index, other_name, other_array) = sorted((this, other), key=_reads)
-            if index != other_index and name == "out" and np.shares_memory(array, other_array):
-                rule = f"it overlaps {arguments.entry(other_name, other_index)}"
-                raise arguments.wrong_out(rule, "pass arrays with memory of their own", index)
-        reaching.append((high, this))
-
-
-def _reads(array: Sequence) -> tuple[bool, int]:
-    index, name, _ = array
-    return name == "tensor_var", -index
-
-
-def _span(x: np.ndarray) -> tuple[int, int]:
-    """The addresses of x's first byte, and of the one after its last."""
-    reaches = [(length - 1) * step for length, step in zip(x.shape, x.strides, strict=True)] if x.size else []
-    low = x.ctypes.data + sum(reach for reach in reaches if reach < 0)
-    return low, low + sum(map(abs, reaches)) + (x.itemsize if x.size else 0)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from normball import arguments, kernels
 from normball.backends import torch_gradients
-from normball.backends.numpy import check_apart
 from normball.backends.torch_operators import count_write, in_memory, memory
+from normball.kernels.overlap import check_apart, overlap
 
 _CLAIMS = frozenset(
     ["float64", "float32", "float16", "bfloat16", "bounded", "tight", "subnormals", "per-group bounds"]
@@ -92,14 +92,11 @@ def _constrain(x: Tensor, max_norm: Any, axes: tuple[int, ...], epsilon: Any, or
 
 def _write(jobs: list[tuple], epsilon: Any, ord: float) -> None:
     """Every tensor of (tensor, bound, axes, out), constrained, into its out."""
-    xs, outs, axes, bounds, smalls = [], [], [], [], []
-    for x, max_norm, own_axes, out in jobs:
-        bound, small = _bounds(x, max_norm, epsilon, _groups(x, own_axes))
-        real, real_axes = _as_real(x, own_axes)
-        for values, value in zip(
-            (xs, outs, axes, bounds, smalls), (real, _as_real(out)[0], real_axes, bound, small), strict=True
-        ):
-            values.append(value)
+    rows = [
+        (*_as_real(x, own_axes), _as_real(out)[0], *_bounds(x, max_norm, epsilon, _groups(x, own_axes)))
+        for x, max_norm, own_axes, out in jobs
+    ]
+    xs, axes, outs, bounds, smalls = zip(*rows, strict=True)
     with torch.no_grad():
         if all(_concrete(x) and _concrete(out) for x, out in zip(xs, outs, strict=True)):
             arrays, targets = [memory(x) for x in xs], [memory(out) for out in outs]
@@ -199,17 +196,10 @@ def _check_out(out: Any, x: Tensor, index: int | None) -> None:
         rule, remedy = "no gradient passes through it", "call this under torch.no_grad(), or leave it out"
     elif _entries_overlap(out):
         rule = "several of its entries share memory"
-    elif out is not x and _concrete(out) and _concrete(x) and _overlap(memory(out), memory(x)):
+    elif out is not x and _concrete(out) and _concrete(x) and overlap(memory(out), memory(x)):
         rule, remedy = f"it overlaps {name} without being it", f"pass {name} itself, or a fresh tensor"
     if rule:
         raise arguments.wrong_out(rule, remedy, index)
-
-
-def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two arrays of one shape share memory, but are not the same entries of it."""
-    if not np.may_share_memory(a, b) or (a.ctypes.data == b.ctypes.data and a.strides == b.strides):
-        return False
-    return np.shares_memory(a, b)
 
 
 def _entries_overlap(x: Tensor) -> bool:

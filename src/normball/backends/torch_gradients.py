@@ -177,9 +177,9 @@ class _ConstrainTotal(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple:
         max_norm, epsilon, settled, *xs = ctx.saved_tensors
-        *gradients, to_total = gradients
+        *to_results, to_total = gradients
         terms = _terms_of_all(xs, settled, max_norm, epsilon, ctx.ord)
-        wides = _wide(gradients, xs)
+        wides = _wide(to_results, xs)
         along = sum((wide * direction).sum() for wide, (_, _, direction, _) in zip(wides, terms, strict=True))
         to_xs = []
         for x, wide, (complies, scale, _, slope) in zip(xs, wides, terms, strict=True):
@@ -226,8 +226,8 @@ def _terms_of_all(xs: Sequence[Tensor], settled: Tensor, max_norm: Tensor, epsil
     complies = settled <= max_norm
     terms = []
     for x in xs:
-        here = [value.to(x.device) for value in (total, complies, max_norm, epsilon)]
-        terms.append(_terms_of(x.to(torch.float64), *here, tuple(range(x.ndim)), ord))
+        own, within, bound, small = (value.to(x.device) for value in (total, complies, max_norm, epsilon))
+        terms.append(_terms_of(x.to(torch.float64), own, within, bound, small, tuple(range(x.ndim)), ord))
     return terms
 
 

@@ -142,7 +142,7 @@ def clip_grad_norm_(
     if policy == "propagate" and report is None and whole and gradients:
         _store(pairs)
         return _rounded_up(total.constrain_(gradients, bound, order), dtype)
-    before = _clip_measured(pairs, bound, order, policy, over, report, whole, _device(listed, over))
+    before = _clip_measured(listed, pairs, bound, order, policy, over, report, whole)
     return _rounded_up(before, dtype)
 
 
@@ -260,6 +260,7 @@ def clip_grads_with_norm_(
 
 
 def _clip_measured(
+    parameters: Sequence[Tensor],
     pairs: Sequence[tuple[Tensor, Gradient]],
     bound: Tensor,
     order: float,
@@ -267,17 +268,17 @@ def _clip_measured(
     over: Sequence[Any],
     report: ClipReport | None,
     whole: bool,
-    device: torch.device,
 ) -> Tensor:
     """Measure first, then write what the policy wants; the norm before, in float64."""
     gradients = [gradient for _, gradient in pairs]
     names = [gradient.name for gradient in gradients]
+    device = _device(parameters, over)
     measured = total.measure(gradients, order, over, device, each=report is not None or policy == "raise")
     before, finite = measured.total.value(), measured.finite()
     if policy == "raise" and not finite:
         raise _nonfinite(measured, names, order, of_parameter)
     if policy == "skip" and not finite:
-        for parameter, _ in pairs:
+        for parameter in parameters:
             parameter.grad = None
     else:
         _store(pairs)
