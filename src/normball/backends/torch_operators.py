@@ -55,7 +55,7 @@ def memory(x: Tensor) -> np.ndarray:
 
 
 def constrain_total_in_memory_(xs: Sequence[Tensor], max_norm: Tensor, ord: float) -> Tensor:
-    """What the operator of this name does for tensors in memory; without its dispatch, which takes small ones longer."""
+    """What the operator of this name does for tensors in memory, without its dispatch: small ones feel it."""
     if torch.compiler.is_compiling():
         return torch.ops.normball.constrain_total_(xs, max_norm, torch.zeros_like(max_norm), ord)
     arrays = [memory(x) for x in xs]
