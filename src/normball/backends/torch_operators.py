@@ -4,6 +4,7 @@ On CPUs the kernels work on the tensors' own memory; elsewhere `torch_portable` 
 broadcast against the norms; negative or NaN ones make NaN.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -25,22 +26,41 @@ def in_memory(x: Tensor) -> bool:
     """Whether the kernels can read this tensor where it is."""
     if type(x) is not Tensor and type(x) is not torch.nn.Parameter:  # FakeTensor, and classes of users' own
         return False
-    return x.is_cpu and not x.is_neg() and (x.dtype != torch.bfloat16 or _BFLOAT16 is not None)
+    whole = x.is_cpu and not x.is_neg() and not x.is_conj()
+    return whole and (x.dtype != torch.bfloat16 or _BFLOAT16 is not None)
+
+
+_ORDER = "<" if sys.byteorder == "little" else ">"
+
+
+class _Memory:
+    """A tensor to NumPy. `Tensor.numpy()` would bar the tensor's storage from ever being resized, as FSDP1 does."""
+
+    def __init__(self, x: Tensor) -> None:
+        size = x.element_size()
+        self.tensor = x  # which the array keeps alive
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": tuple(x.shape),
+            "typestr": f"{_ORDER}V2" if x.dtype == torch.bfloat16 else f"{_ORDER}f{size}",
+            "data": (x.data_ptr(), False),
+            "strides": tuple([step * size for step in x.stride()]),
+        }
 
 
 def memory(x: Tensor) -> np.ndarray:
     """A tensor's own memory as an array."""
-    x = x.detach() if x.requires_grad else x
-    return x.view(torch.int16).numpy().view(_BFLOAT16) if x.dtype == torch.bfloat16 else x.numpy()
+    array = np.asarray(_Memory(x))
+    return array.view(_BFLOAT16) if x.dtype == torch.bfloat16 else array
 
 
 def constrain_total_in_memory_(xs: Sequence[Tensor], max_norm: Tensor, ord: float) -> Tensor:
-    """What the operator of this name does for tensors in memory; without its dispatch, which takes longer than small ones."""
+    """What the operator of this name does for tensors in memory, without its dispatch: small ones feel it."""
     if torch.compiler.is_compiling():
         return torch.ops.normball.constrain_total_(xs, max_norm, torch.zeros_like(max_norm), ord)
     arrays = [memory(x) for x in xs]
     norm = kernels.constrain_total(arrays, arrays, memory(max_norm), 0.0, ord)
-    torch.autograd.graph.increment_version([x for x in xs if not x.is_inference()])
+    count_write(xs)
     return torch.from_numpy(norm)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from normball import arguments
 from normball.backends import torch_mesh
+from normball.backends.torch_operators import in_memory
 from normball.backends.torch_portable import Norms
 from normball.torch import total
 from normball.torch.gradients import (
@@ -141,7 +142,7 @@ def clip_grad_norm_(
     if policy == "propagate" and report is None and whole and gradients:
         _store(pairs)
         return _rounded_up(total.constrain_(gradients, bound, order), dtype)
-    before = _clip_measured(pairs, bound, order, policy, over, report, whole, _device(listed, over))
+    before = _clip_measured(listed, pairs, bound, order, policy, over, report, whole)
     return _rounded_up(before, dtype)
 
 
@@ -251,7 +252,7 @@ def clip_grads_with_norm_(
     pairs = read_gradients(names, listed, 2)
     gradients = [gradient for _, gradient in pairs]
     check_writable(gradients)
-    if norm.device.type == bound.device.type == "cpu" and norm <= bound:
+    if in_memory(norm) and in_memory(bound) and norm <= bound:
         return
     _store(pairs)
     # The norm may be a float64 rounded to the nearest: its true value is within an ulp.
@@ -259,6 +260,7 @@ def clip_grads_with_norm_(
 
 
 def _clip_measured(
+    parameters: Sequence[Tensor],
     pairs: Sequence[tuple[Tensor, Gradient]],
     bound: Tensor,
     order: float,
@@ -266,17 +268,17 @@ def _clip_measured(
     over: Sequence[Any],
     report: ClipReport | None,
     whole: bool,
-    device: torch.device,
 ) -> Tensor:
     """Measure first, then write what the policy wants; the norm before, in float64."""
     gradients = [gradient for _, gradient in pairs]
     names = [gradient.name for gradient in gradients]
+    device = _device(parameters, over)
     measured = total.measure(gradients, order, over, device, each=report is not None or policy == "raise")
     before, finite = measured.total.value(), measured.finite()
     if policy == "raise" and not finite:
         raise _nonfinite(measured, names, order, of_parameter)
     if policy == "skip" and not finite:
-        for parameter, _ in pairs:
+        for parameter in parameters:
             parameter.grad = None
     else:
         _store(pairs)
@@ -329,7 +331,7 @@ def _number(name: str, value: Any, nan: bool = False) -> Tensor:
         raise arguments.wrong_bound_dtype(name, str(value.dtype).removeprefix("torch."))
     if value.ndim:
         raise ValueError(f"{name} of shape {tuple(value.shape)}: must be a single number; pass {name}.squeeze()")
-    if value.device.type == "cpu" and not (value >= 0 or (nan and value.isnan())):
+    if in_memory(value) and not (value >= 0 or (nan and value.isnan())):
         raise arguments.negative_bound(name, value.item())
     return value.detach().to(torch.float64)
 
@@ -353,10 +355,8 @@ def _groups(groups: Any) -> list[Any]:
         for index, group in enumerate(over):
             what = arguments.entry("groups", index)
             if not isinstance(group, dist.ProcessGroup):
-                raise TypeError(
-                    f"{what} of type {type(group).__name__}: must be a ProcessGroup that this rank is in; of a mesh pass "
-                    "mesh.get_group()"
-                )
+                rule = "must be a ProcessGroup that this rank is in; of a mesh pass mesh.get_group()"
+                raise TypeError(f"{what} of type {type(group).__name__}: {rule}")
     return over
 
 

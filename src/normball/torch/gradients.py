@@ -40,6 +40,9 @@ def read_parameters(parameters: Any, named: Any) -> tuple[list[Name], list[Tenso
             )
         return [name for name, _ in pairs], [parameter for _, parameter in pairs]
     listed = read_tensors("parameters", parameters)
+    if not listed and isinstance(parameters, types.GeneratorType):
+        message = "parameters is an empty generator, so nothing is clipped; was it read before? Pass a list"
+        warnings.warn(message, stacklevel=4)  # to the line that called clip_grad_norm_, through torch.no_grad
     names = {id(parameter): name for name, parameter in pairs}
     return [names.get(id(parameter), index) for index, parameter in enumerate(listed)], listed
 
@@ -53,9 +56,6 @@ def read_tensors(argument: str, tensors: Any) -> list[Tensor]:
         message = f"{argument} of type {type(tensors).__name__}: must be a tensor or an iterable of them; pass {remedy}"
         raise TypeError(message)
     listed = list(tensors)
-    if not listed and isinstance(tensors, types.GeneratorType):
-        message = f"{argument} is an empty generator, so nothing is clipped; was it read before? Pass a list"
-        warnings.warn(message, stacklevel=4)
     for index, tensor in enumerate(listed):
         if not isinstance(tensor, Tensor):
             what = f"{arguments.entry(argument, index)} of type {type(tensor).__name__}"
@@ -67,16 +67,17 @@ def read_tensors(argument: str, tensors: Any) -> list[Tensor]:
 def read_gradients(names: Sequence[Name], parameters: Sequence[Tensor], ord: float) -> list[tuple[Tensor, Gradient]]:
     """Parameters that have a gradient, with it; each once, also where two hold the same one."""
     found = []
-    seen = set()
+    seen: set[Any] = set()
     for name, parameter in zip(names, parameters, strict=True):
         grad = parameter.grad
         if grad is None:
             if not parameter.requires_grad and type(parameter) is Tensor:
                 raise _raw(name)
             continue
-        if id(grad) in seen:
+        place = (grad.data_ptr(), grad.numel()) if type(grad) is Tensor and grad.layout is torch.strided else id(grad)
+        if place in seen:  # as for weights that are tied by hand: what is written twice would be scaled twice
             continue
-        seen.add(id(grad))
+        seen.add(place)
         if parameter.__dict__:  # where FullyShardedDataParallel and DeepSpeed leave their marks
             torch_mesh.refuse_unsharded_placeholders(parameter, _title(name))
         found.append((parameter, read_gradient(name, grad, ord, of_parameter)))

@@ -34,7 +34,7 @@ class Measured(NamedTuple):
 
 def plain(gradients: Sequence[Gradient]) -> bool:
     """Whether the kernels can do all at once, in the memory of this process."""
-    return all([mesh is None and torch_operators.in_memory(values) for _, _, values, mesh, _ in gradients])
+    return all(mesh is None and torch_operators.in_memory(values) for _, _, values, mesh, _ in gradients)
 
 
 def measure(
