@@ -412,6 +412,27 @@ def test_what_is_attached_is_shown():
     }
 
 
+def test_an_optimizer_of_other_weights_is_refused():
+    model, other = network(), network()
+    maxnorm = MaxNorm(1.0)
+    with pytest.raises(ValueError) as error:
+        maxnorm.attach(torch.optim.SGD(other.parameters()), model)
+    assert str(error.value) == (
+        "optimizer: has none of the model's 3 weights to constrain; make it from model.parameters(), and attach after "
+        "sharding the model"
+    )
+    maxnorm.attach(torch.optim.SGD(model[4].parameters()), model)
+    assert "left out, not in the optimizer: 0.weight, 2.weight" in str(maxnorm).splitlines()
+
+
+def test_any_memory_format():
+    model = network().to(memory_format=torch.channels_last)
+    before = bits(model)
+    MaxNorm(0.5).apply_(model)
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert broken_laws(array(before["0.weight"]), array(model[0].weight), 0.5, (1, 2, 3), 0.0) == set()
+
+
 def test_attach_takes_the_optimizer_first():
     model = network()
     with pytest.raises(TypeError) as error:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from normball import arguments
-from normball.backends import torch_mesh, torch_sharded
+from normball.backends import torch_mesh
 from normball.dispatch import backend_for
 from normball.torch.modes import group_norms, lift, limits, read_bounds, read_mode
 from normball.torch.table import Table, table
@@ -150,7 +150,7 @@ class MaxNorm:
         Raises
         ------
         TypeError, ValueError
-            As for the class.
+            As for the class; also if the optimizer has none of the weights, now or at a step.
 
         Notes
         -----
@@ -161,11 +161,12 @@ class MaxNorm:
             kind = type(optimizer).__name__
             raise TypeError(f"optimizer of type {kind}: must be a torch.optim.Optimizer; pass (optimizer, model)")
         weights = self._choose(model)
-        self._attached = [_without_memory(weight) for weight in choose(model, self._match, self._axes)]
+        updated = {id(weight.parameter) for weight in _updated(optimizer, weights)}
+        every = choose(model, self._match, self._axes)
+        self._attached = [_for_print(weight, id(weight.parameter) in updated) for weight in every]
 
         def after_step(stepped: Any, args: Any, kwargs: Any) -> None:
-            updated = {id(parameter) for group in stepped.param_groups for parameter in group["params"]}
-            self._constrain_([w for w in weights if id(w.parameter) in updated and w.parameter.requires_grad])
+            self._constrain_([weight for weight in _updated(stepped, weights) if weight.parameter.requires_grad])
 
         return optimizer.register_step_post_hook(after_step)
 
@@ -202,14 +203,14 @@ class MaxNorm:
         Returns
         -------
         dict of str to Tensor
-            By parameter name, one float64 norm per unit, at most one ulp off. Sharded weights are gathered for it, so
-            all ranks must call it.
+            By parameter name, one float64 norm per unit, at most one ulp off. Of sharded weights the norms of all
+            units, so all ranks must call it.
         """
         result = {}
         for weight in self._choose(model):
             view, axes = _view(weight)
-            whole = view.full_tensor() if torch_mesh.is_dtensor(view) else view
-            norms = group_norms(whole, axes, self._ord).squeeze(axes)
+            norms = group_norms(view, axes, self._ord)
+            norms = (norms.full_tensor() if torch_mesh.is_dtensor(norms) else norms).squeeze(axes)
             result[weight.name] = norms.flatten(0, 1) if view.ndim > weight.parameter.ndim else norms
         return result
 
@@ -252,15 +253,12 @@ class MaxNorm:
         """All weights in one go, after every check: an error leaves all of them as they were."""
         jobs = [self._job(weight) for weight in weights]
         split = [job for job in jobs if torch_mesh.is_dtensor(job.target)]
-        if split:
-            sources, bounds, axes, _ = zip(*split, strict=True)
-            torch_sharded.constrain_each_(sources, bounds, axes, 0.0, self._ord)
         here = [job for job in jobs if not torch_mesh.is_dtensor(job.target)]
-        if here:
-            sources, bounds, axes, targets = zip(*here, strict=True)
+        for some in filter(None, (split, here)):
+            sources, bounds, axes, targets = zip(*some, strict=True)
             backend = backend_for(*set(map(type, targets)))
             backend.constrain_each(sources, bounds, axes, 0.0, self._ord, targets)
-        # Of sharded ones the parts were written, whose wrappers autograd watches.
+        # Of a sharded one the part was written, whose wrapper autograd watches.
         sharded = [weight.parameter for weight in weights if torch_mesh.is_dtensor(weight.parameter)]
         torch.autograd.graph.increment_version(sharded)
 
@@ -291,5 +289,17 @@ def _view(weight: Weight) -> tuple[Any, tuple[int, ...]]:
     return view, weight.layout.axes
 
 
-def _without_memory(weight: Weight) -> Weight:
-    return weight._replace(parameter=torch.empty(weight.shape, device="meta"))
+def _updated(optimizer: torch.optim.Optimizer, weights: list[Weight]) -> list[Weight]:
+    """Those that an optimizer has; that it has none is a mistake."""
+    its = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    updated = [weight for weight in weights if id(weight.parameter) in its]
+    if not updated:
+        rule = f"has none of the model's {len(weights)} weights to constrain"
+        raise ValueError(f"optimizer: {rule}; make it from model.parameters(), and attach after sharding the model")
+    return updated
+
+
+def _for_print(weight: Weight, updated: bool) -> Weight:
+    """A weight without its memory, left out if the optimizer does not update it."""
+    shown = weight._replace(parameter=torch.empty(weight.shape, device="meta"))
+    return shown if updated or not weight.layout else shown._replace(layout=None, reason="not in the optimizer")
