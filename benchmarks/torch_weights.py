@@ -3,8 +3,8 @@
     python benchmarks/torch_weights.py [--only TEXT] [--seconds S] [--compile-lists]
 
 Ours and peers on the same memory, one thread, float32. Every answer is checked first, then all are timed one right
-after the other in rounds; printed are medians over rounds of a peer's time over ours. `renorm_` is torch's own; `formula` is
-Keras' and PyMC's, written into the weights; `compiled` is torch.compile of that formula.
+after the other in rounds; printed are medians over rounds of a peer's time over ours. `renorm_` is torch's own;
+`formula` is Keras' and PyMC's, written into the weights; `compiled` is torch.compile of that formula.
 """
 
 import os
