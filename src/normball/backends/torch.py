@@ -90,16 +90,6 @@ def constrain_total(xs: Sequence[Any], max_norm: Any, epsilon: Any, ord: float) 
     return [checks.like(y, x) for y, x in zip(constrained, xs, strict=True)], total
 
 
-def constrain_total_(xs: Sequence[Tensor], max_norm: Any, epsilon: Any, ord: float) -> Tensor:
-    """All tensors as one group inside its ball, written over, without derivatives; its norm before."""
-    for index, x in enumerate(xs):
-        checks.check(x, ord, index)
-        checks.check_out(x, x, index)
-    bound, small = map(gradients.as_tensor, checks.bounds(xs[0], max_norm, epsilon, ()))
-    with torch.no_grad():
-        return torch.ops.normball.constrain_total_([checks.as_real(x)[0] for x in xs], bound, small, ord)
-
-
 def _derived(x: Tensor, bound: Any, small: Any, axes: tuple[int, ...], ord: float) -> Tensor:
     real, real_axes = checks.as_real(x, axes)
     return checks.like(gradients.constrain(real, bound, small, real_axes, ord), x)

@@ -51,7 +51,7 @@ class _Memory:
 def memory(x: Tensor) -> np.ndarray:
     """A tensor's own memory as an array."""
     array = np.asarray(_Memory(x))
-    return array.view(_BFLOAT16) if x.dtype == torch.bfloat16 else array
+    return array.view(_BFLOAT16) if x.dtype == torch.bfloat16 else array  # type: ignore[arg-type]
 
 
 def constrain_total_in_memory_(xs: Sequence[Tensor], max_norm: Tensor, ord: float) -> Tensor:
