@@ -125,7 +125,9 @@ def policies(rank, meshes):
         grads = [p.grad for p in named.values()]
         left = {"propagate": math.nan, "zero": 0.0}.get(policy)
         fine = math.isnan(total) and policy != "raise"
-        fine &= all(g is None if left is None else np.array_equal(whole(g), np.full(g.shape, left), True) for g in grads)
+        fine &= all(
+            g is None if left is None else np.array_equal(whole(g), np.full(g.shape, left), True) for g in grads
+        )
         yield policy, [] if fine and report.nonfinite == ["bad", "worse"] else [str(grads), str(report)]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from normball import kernels
 from normball.backends import torch_portable as portable
@@ -24,7 +25,7 @@ except ImportError:  # NumPy has no bfloat16 of its own
 
 def in_memory(x: Tensor) -> bool:
     """Whether the kernels can read this tensor where it is."""
-    if type(x) is not Tensor and type(x) is not torch.nn.Parameter:  # FakeTensor, and classes of users' own
+    if type(x) is not Tensor and type(x) is not Parameter:  # FakeTensor, and classes of users' own
         return False
     return x.is_cpu and not x.is_neg() and (x.dtype != torch.bfloat16 or _BFLOAT16 is not None)
 
@@ -54,10 +55,11 @@ def memory(x: Tensor) -> np.ndarray:
 
 
 def constrain_total_in_memory_(xs: Sequence[Tensor], max_norm: Tensor, ord: float) -> Tensor:
-    """What the operator of this name does for tensors in memory; without its dispatch, which takes small ones longer."""
+    """What the operator of this name does in memory; without its dispatch, which takes longer than small tensors do."""
     if torch.compiler.is_compiling():
         return torch.ops.normball.constrain_total_(xs, max_norm, torch.zeros_like(max_norm), ord)
-    arrays = [memory(x) for x in xs]
+    # Tensor.numpy() takes 1 us where memory() takes 6. What is clipped is a gradient, which nobody resizes.
+    arrays = [memory(x) if x.dtype == torch.bfloat16 or x.requires_grad else x.numpy() for x in xs]
     norm = kernels.constrain_total(arrays, arrays, memory(max_norm), 0.0, ord)
     count_write(xs)
     return torch.from_numpy(norm)

@@ -29,7 +29,6 @@ from normball.torch.gradients import (
 from normball.torch.report import ClipReport
 
 POLICIES = ("propagate", "raise", "skip", "zero")
-_CLEARLY = 1 - 2.0**-40  # a measured norm this far below the bound needs no exact decision
 
 
 @torch.no_grad()
@@ -287,7 +286,7 @@ def _clip_measured(
         elif policy == "zero" and not finite:
             for gradient in gradients:
                 gradient.values.zero_()
-        elif gradients and not before < bound * _CLEARLY:
+        elif gradients and not total.complies(measured.total, bound):
             before = total.constrain_(gradients, bound, order)
     if report is not None:
         known = torch.where(torch.isfinite(before), before, total.value(measured.total))
@@ -356,8 +355,8 @@ def _groups(groups: Any) -> list[Any]:
             what = arguments.entry("groups", index)
             if not isinstance(group, dist.ProcessGroup):
                 raise TypeError(
-                    f"{what} of type {type(group).__name__}: must be a ProcessGroup that this rank is in; of a mesh pass "
-                    "mesh.get_group()"
+                    f"{what} of type {type(group).__name__}: must be a ProcessGroup that this rank is in; of a mesh "
+                    "pass mesh.get_group()"
                 )
     return over
 

@@ -16,6 +16,7 @@ from normball import arguments
 from normball.backends import torch_mesh
 
 Name = str | int  # an index where no name was given
+_DENSE = torch.strided
 _FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _COMPLEX = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
@@ -74,25 +75,25 @@ def read_gradients(names: Sequence[Name], parameters: Sequence[Tensor], ord: flo
             if not parameter.requires_grad and type(parameter) is Tensor:
                 raise _raw(name)
             continue
-        place = (grad.data_ptr(), grad.numel()) if type(grad) is Tensor and grad.layout is torch.strided else id(grad)
+        usual = type(grad) is Tensor and grad.layout is _DENSE and grad.dtype in _FLOATS
+        place = (grad.data_ptr(), grad.numel()) if usual else id(grad)
         if place in seen:  # as for weights that are tied by hand: what is written twice would be scaled twice
             continue
         seen.add(place)
         if parameter.__dict__:  # where FullyShardedDataParallel and DeepSpeed leave their marks
             torch_mesh.refuse_unsharded_placeholders(parameter, _title(name))
-        found.append((parameter, read_gradient(name, grad, ord, of_parameter)))
+        gradient = Gradient(name, grad, grad) if usual else read_gradient(name, grad, ord, of_parameter)
+        found.append((parameter, gradient))
     return found
 
 
 def read_gradient(name: Name, grad: Tensor, ord: float, title: Callable[[Name], str]) -> Gradient:
     """One gradient, checked; `title` says what an error is to call it."""
-    if type(grad) is Tensor and grad.dtype in _FLOATS and grad.layout is torch.strided and not grad.is_nested:
-        return Gradient(name, grad, grad)  # what most are
     stored = values = grad
     if grad.layout == torch.sparse_coo:
         stored = grad.coalesce()  # summed duplicates: what an optimizer would see
         values = stored._values()
-    elif grad.layout != torch.strided or grad.is_nested:
+    elif grad.layout != _DENSE or grad.is_nested:
         message = (
             f"{title(name)} of layout {str(grad.layout).removeprefix('torch.')}: must be dense, or sparse in "
             "coordinates; turn it into one with .to_dense() or .to_sparse_coo()"
@@ -111,7 +112,7 @@ def read_gradient(name: Name, grad: Tensor, ord: float, title: Callable[[Name], 
 def check_writable(gradients: Sequence[Gradient]) -> None:
     """Refuse gradients whose entries share memory: scaling them in place would scale twice."""
     for name, _, values, _, _ in gradients:
-        if torch._debug_has_internal_overlap(values) == 1:
+        if not values.is_contiguous() and torch._debug_has_internal_overlap(values) == 1:
             message = (
                 f"{of_parameter(name)}: several of its entries share memory, so it cannot be written; replace it by "
                 "its .clone()"

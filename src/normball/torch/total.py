@@ -17,6 +17,7 @@ from normball.backends.torch_portable import Norms, merged, norms, rescale_
 from normball.torch.gradients import Gradient, Name
 
 _WORDS = len(Norms._fields)
+_CLEARLY = 1 - 2.0**-40
 _LARGEST = torch.finfo(torch.float64).max
 
 
@@ -34,7 +35,7 @@ class Measured(NamedTuple):
 
 def plain(gradients: Sequence[Gradient]) -> bool:
     """Whether the kernels can do all at once, in the memory of this process."""
-    return all([mesh is None and torch_operators.in_memory(values) for _, _, values, mesh, _ in gradients])
+    return all(mesh is None and torch_operators.in_memory(values) for _, _, values, mesh, _ in gradients)
 
 
 def measure(
@@ -55,6 +56,12 @@ def measure(
     return Measured(total, names, torch.cat([single.to(here) for single in singles]) if each and singles else None)
 
 
+def complies(total: Norms, max_norm: Tensor) -> bool:
+    """Whether the norm is so far below the bound that it needs no exact decision, where looking waits for nothing."""
+    in_memory = torch_operators.in_memory
+    return in_memory(total.high) and in_memory(max_norm) and bool(total.value() < max_norm * _CLEARLY)
+
+
 def constrain_(gradients: Sequence[Gradient], max_norm: Tensor, ord: float) -> Tensor:
     """All gradients, which are plain, onto the ball as the kernels decide, exactly; the norm before."""
     return torch_operators.constrain_total_in_memory_([gradient.values for gradient in gradients], max_norm, ord)
@@ -62,6 +69,8 @@ def constrain_(gradients: Sequence[Gradient], max_norm: Tensor, ord: float) -> T
 
 def write(gradients: Sequence[Gradient], total: Norms, max_norm: Tensor, zero_unless: Tensor | None = None) -> None:
     """Gradients of this total norm onto the ball, in place; zeros, unless this flag is up."""
+    if complies(total, max_norm):
+        return
     moved: dict[torch.device, Norms] = {}
     epsilon = torch.zeros((), dtype=torch.float64)
     for gradient in gradients:
