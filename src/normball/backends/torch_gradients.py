@@ -24,9 +24,9 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def constrain(x: Tensor, max_norm: Tensor, epsilon: Tensor, axes: tuple[int, ...], ord: float) -> Tensor:
+def constrain(x: Tensor, max_norm: Any, epsilon: Any, axes: tuple[int, ...], ord: float) -> Tensor:
     """Every group inside its ball."""
-    return _apply(_Constrain, x, max_norm, epsilon, axes, ord)
+    return _apply(_Constrain, x, as_tensor(max_norm), as_tensor(epsilon), axes, ord)
 
 
 def norms(x: Tensor, axes: tuple[int, ...], ord: float, max_norm: Tensor | None = None) -> Tensor:
@@ -34,9 +34,14 @@ def norms(x: Tensor, axes: tuple[int, ...], ord: float, max_norm: Tensor | None 
     return _apply(_Norms, x, axes, ord, max_norm)
 
 
-def constrain_total(max_norm: Tensor, epsilon: Tensor, ord: float, *xs: Tensor) -> tuple[Tensor, ...]:
+def constrain_total(max_norm: Any, epsilon: Any, ord: float, *xs: Tensor) -> tuple[Tensor, ...]:
     """All tensors as one group inside its ball, and behind them its norm before."""
-    return _apply(_ConstrainTotal, max_norm, epsilon, ord, *xs)
+    return _apply(_ConstrainTotal, as_tensor(max_norm), as_tensor(epsilon), ord, *xs)
+
+
+def as_tensor(bound: Any) -> Tensor:
+    """A bound as the operators take it."""
+    return torch.scalar_tensor(bound, dtype=torch.float64) if type(bound) is float else bound
 
 
 def _apply(function: Any, *args: Any) -> Any:

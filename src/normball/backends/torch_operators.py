@@ -27,7 +27,8 @@ def in_memory(x: Tensor) -> bool:
     """Whether the kernels can read this tensor where it is."""
     if type(x) is not Tensor and type(x) is not Parameter:  # FakeTensor, and classes of users' own
         return False
-    return x.is_cpu and not x.is_neg() and (x.dtype != torch.bfloat16 or _BFLOAT16 is not None)
+    whole = x.is_cpu and not x.is_neg() and not x.is_conj()
+    return whole and (x.dtype != torch.bfloat16 or _BFLOAT16 is not None)
 
 
 _ORDER = "<" if sys.byteorder == "little" else ">"
