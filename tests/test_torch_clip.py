@@ -426,7 +426,8 @@ def test_refused_arguments(args, options, error, message):
 
 
 def marked(name, value):
-    [p] = holding(torch.ones(0) if name == "ds_id" else torch.ones(2))
+    [p] = holding(torch.ones(2))
+    p.grad = None if name == "ds_id" else p.grad
     setattr(p, name, value)
     return p
 
@@ -452,12 +453,12 @@ UNFIT = {
     "FSDP1": (
         lambda: marked("_is_flat_param", True),
         TypeError,
-        "parameters[1] of shape (2,) is a flat parameter of Fully",
+        "parameters[1] is a piece that FullyShardedDataParallel made; the norm of its gradient is not known here: call its",
     ),
     "ZeRO-3": (
         lambda: marked("ds_id", 3),
         TypeError,
-        "parameters[1] of shape (0,) is a placeholder of DeepSpeed ZeRO-3",
+        "parameters[1] is a piece that DeepSpeed ZeRO-3 made; the norm of its gradient is not known here: set gradient_",
     ),
     "text": (lambda: "w", TypeError, "parameters[1] of type str: must be a tensor"),
     "pair": (

@@ -53,10 +53,13 @@ def norms(x: Tensor, axes: Sequence[int], ord: float) -> Norms:
 def merged(parts: Sequence[Norms], ord: float) -> Norms:
     """The norms of groups whose parts lie in several tensors, on the device of the first."""
     device = parts[0].high.device
-    high, low, exponent = (
-        torch.stack(torch.broadcast_tensors(*(word.to(device) for word in words)), -1)
-        for words in zip(*parts, strict=True)
-    )
+    words = (torch.broadcast_tensors(*(word.to(device) for word in words)) for words in zip(*parts, strict=True))
+    return merged_last(Norms(*(torch.stack(word, -1) for word in words)), ord)
+
+
+def merged_last(norms: Norms, ord: float) -> Norms:
+    """The norms of the norms along the last axis."""
+    high, low, exponent = norms
     common = torch.where(high > 0, exponent, exponent.min()).amax(-1, keepdim=True)
     high, low = _scaled(high, exponent - common), _scaled(low, exponent - common)
     if ord == math.inf:

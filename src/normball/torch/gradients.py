@@ -25,6 +25,7 @@ class Gradient(NamedTuple):
     """A gradient, and where its numbers lie."""
 
     name: Name
+    parameter: Tensor | None  # None where only the gradient was passed
     stored: Tensor  # what .grad is to hold: itself, or a sparse one with its duplicates summed
     values: Tensor  # its numbers on this rank, real and dense, in the same memory
     mesh: Any = None  # a DTensor's
@@ -65,11 +66,14 @@ def read_tensors(argument: str, tensors: Any) -> list[Tensor]:
     return listed
 
 
-def read_gradients(names: Sequence[Name], parameters: Sequence[Tensor], ord: float) -> list[tuple[Tensor, Gradient]]:
-    """Parameters that have a gradient, with it; each once, also where two hold the same one."""
+def read_gradients(names: Sequence[Name], parameters: Sequence[Tensor], ord: float) -> list[Gradient]:
+    """The gradients of those parameters that have one; each once, also where two parameters hold it."""
     found = []
     seen: set[Any] = set()
+    tracing = torch.compiler.is_compiling()
     for name, parameter in zip(names, parameters, strict=True):
+        if tracing or parameter.__dict__:  # where trainers leave their marks
+            _refuse_pieces(name, parameter)
         grad = parameter.grad
         if grad is None:
             if not parameter.requires_grad and type(parameter) is Tensor:
@@ -80,14 +84,15 @@ def read_gradients(names: Sequence[Name], parameters: Sequence[Tensor], ord: flo
         if place in seen:  # as for weights that are tied by hand: what is written twice would be scaled twice
             continue
         seen.add(place)
-        if parameter.__dict__:  # where FullyShardedDataParallel and DeepSpeed leave their marks
-            torch_mesh.refuse_unsharded_placeholders(parameter, _title(name))
-        gradient = Gradient(name, grad, grad) if usual else read_gradient(name, grad, ord, of_parameter)
-        found.append((parameter, gradient))
+        found.append(
+            Gradient(name, parameter, grad, grad) if usual else read_gradient(name, parameter, grad, ord, of_parameter)
+        )
     return found
 
 
-def read_gradient(name: Name, grad: Tensor, ord: float, title: Callable[[Name], str]) -> Gradient:
+def read_gradient(
+    name: Name, parameter: Tensor | None, grad: Tensor, ord: float, title: Callable[[Name], str]
+) -> Gradient:
     """One gradient, checked; `title` says what an error is to call it."""
     stored = values = grad
     if grad.layout == torch.sparse_coo:
@@ -106,12 +111,12 @@ def read_gradient(name: Name, grad: Tensor, ord: float, title: Callable[[Name], 
         values = torch_mesh.local(grad)
     if values.dtype not in _FLOATS:
         values = _real(values, ord, title(name))
-    return Gradient(name, stored, values, mesh, dims)
+    return Gradient(name, parameter, stored, values, mesh, dims)
 
 
 def check_writable(gradients: Sequence[Gradient]) -> None:
     """Refuse gradients whose entries share memory: scaling them in place would scale twice."""
-    for name, _, values, _, _ in gradients:
+    for name, _, _, values, *_ in gradients:
         if not values.is_contiguous() and torch._debug_has_internal_overlap(values) == 1:
             message = (
                 f"{of_parameter(name)}: several of its entries share memory, so it cannot be written; replace it by "
@@ -160,6 +165,19 @@ def _pairs(named: Any) -> list[tuple[Name, Tensor]]:
             )
             raise TypeError(message)
     return pairs
+
+
+def _refuse_pieces(name: Name, parameter: Tensor) -> None:
+    """Refuse parameters of which other ranks hold the rest, and only their trainer knows which."""
+    if getattr(parameter, "_is_flat_param", False) or getattr(parameter, "_fsdp_flattened", False):
+        whose, remedy = "FullyShardedDataParallel", "call its own model.clip_grad_norm_, or use fully_shard (FSDP2)"
+    elif getattr(parameter, "ds_id", None) is not None:
+        whose, remedy = "DeepSpeed ZeRO-3", "set gradient_clipping in its configuration"
+    else:
+        return
+    raise TypeError(
+        f"{_title(name)} is a piece that {whose} made; the norm of its gradient is not known here: {remedy}"
+    )
 
 
 def _real(values: Tensor, ord: float, what: str) -> Tensor:
