@@ -2,9 +2,9 @@
 
     python benchmarks/torch_weights.py [--only TEXT] [--seconds S] [--compile-lists]
 
-Ours and peers on the same memory, one thread, float32. Every answer is checked first, then all are timed one right after
-the other in rounds; printed are medians over rounds of a peer's time over ours. `renorm_` is torch's own; `formula` is
-Keras' and PyMC's, written into the weights; `compiled` is torch.compile of that formula.
+Ours and peers on the same memory, one thread, float32. Every answer is checked first, then all are timed one right
+after the other in rounds; printed are medians over rounds of a peer's time over ours. `renorm_` is torch's own;
+`formula` is Keras' and PyMC's, written into the weights; `compiled` is torch.compile of that formula.
 """
 
 import os
@@ -14,6 +14,7 @@ os.environ.update({f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "NORMBA
 import argparse
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +28,17 @@ import normball
 NAMES = ("dense 100 x 200", "dense 784 x 800", "dense 4096 x 4096", "conv 512", "embedding", "ResNet-50", "GPT-2")
 
 
-def formula(xs: Sequence[torch.Tensor], axes: Sequence[tuple[int, ...]], bound: float) -> None:
+def formula(xs: Sequence[torch.Tensor], axes: Sequence[tuple[int, ...]], bound: Any) -> None:
     """min(n, c) / (n + epsilon), written into the weights."""
     for x, own in zip(xs, axes, strict=True):
         norms = torch.linalg.vector_norm(x, dim=own, keepdim=True)
         x.mul_(norms.clamp(max=bound) / (norms + EPSILON))
+
+
+def compiled() -> Callable:
+    """torch.compile of the formula, with the bound as a tensor, so that another one is no reason to compile again."""
+    function = torch.compile(formula, dynamic=False)
+    return lambda xs, axes, bound: function(xs, axes, torch.tensor(bound))
 
 
 def renorm(xs: Sequence[torch.Tensor], axes: Sequence[tuple[int, ...]], bound: float) -> None:
@@ -84,7 +91,7 @@ def measure(cell: Cell, seconds: float, compile_lists: bool) -> None:
     data.restore()
     peers = [rival("renorm_", renorm, cell, data), rival("formula", formula, cell, data)]
     if len(data.xs) == 1 or compile_lists:
-        peers.append(rival("compiled", torch.compile(formula, dynamic=False), cell, data))
+        peers.append(rival("compiled", compiled(), cell, data))
     for peer in peers:
         check_peer(peer, data)
     times = interleave([own, *peers], seconds)

@@ -21,7 +21,7 @@ CONTRACT = {
     "constrain_total": ["xs", "max_norm", "epsilon", "ord"],
 }
 BACKENDS = sorted(p for p in (PACKAGE / "backends").glob("*.py") if p.stem != "__init__" and "_" not in p.stem)
-TORCH = ("", "_checks", "_gradients", "_operators", "_portable")
+TORCH = ("", "_checks", "_gradients", "_groups", "_mesh", "_operators", "_portable", "_sharded")
 # Every file that may name a library, besides NumPy, the one dependency.
 KNOWS = {
     "pytensor": {f"backends/pytensor{part}.py" for part in ("", "_c", "_fusion", "_links", "_numba")},

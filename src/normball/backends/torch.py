@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normball import kernels
+from normball import arguments, kernels
 from normball.backends import torch_checks as checks
 from normball.backends import torch_gradients as gradients
+from normball.backends import torch_mesh
 from normball.backends.torch_operators import count_write, memory
 from normball.kernels.overlap import check_apart
 
@@ -28,6 +29,10 @@ SUPPORTS = {
 
 def summarise(x: Any, axes: tuple[int, ...], ord: float) -> Tensor:
     """Each group's norm as float64, the reduced axes kept as 1."""
+    if torch_mesh.is_dtensor(x):
+        from normball.backends import torch_sharded  # loads torch.distributed
+
+        return torch_sharded.norms_of(x, axes, ord)
     checks.check(x, ord)
     tensor, own_axes = checks.as_real(x, axes)
     norms = gradients.norms(tensor, own_axes, ord)
@@ -53,6 +58,10 @@ def constrain_each(
     xs: Sequence[Any], max_norms: Sequence[Any], axes: Sequence[tuple], epsilon: Any, ord: float, outs: Sequence[Any]
 ) -> list[Tensor]:
     """Every tensor as `constrain` would; in one call of the kernel, where no derivatives are wanted."""
+    if any(map(torch_mesh.is_dtensor, xs)):
+        from normball.backends import torch_sharded  # loads torch.distributed
+
+        return torch_sharded.constrain_each(xs, max_norms, axes, epsilon, ord, outs)
     results, jobs = [], []
     for index, (x, max_norm, own_axes, out) in enumerate(zip(xs, max_norms, axes, outs, strict=True)):
         place = index if len(xs) > 1 else None
@@ -72,20 +81,13 @@ def constrain_each(
 def constrain_total(xs: Sequence[Any], max_norm: Any, epsilon: Any, ord: float) -> tuple[list[Tensor], Tensor]:
     """All tensors as one group inside its ball, and its norm before."""
     for index, x in enumerate(xs):
+        if torch_mesh.is_dtensor(x):
+            what = arguments.entry("tensor_vars", index)
+            raise TypeError(f"{what} is a DTensor: use normball.torch.clip_grad_norm_, which writes over gradients")
         checks.check(x, ord, index)
     bound, small = checks.bounds(xs[0], max_norm, epsilon, ())
     *constrained, total = gradients.constrain_total(bound, small, ord, *(checks.as_real(x)[0] for x in xs))
     return [checks.like(y, x) for y, x in zip(constrained, xs, strict=True)], total
-
-
-def constrain_total_(xs: Sequence[Tensor], max_norm: Any, epsilon: Any, ord: float) -> Tensor:
-    """All tensors as one group inside its ball, written over, without derivatives; its norm before."""
-    for index, x in enumerate(xs):
-        checks.check(x, ord, index)
-        checks.check_out(x, x, index)
-    bound, small = map(gradients.as_tensor, checks.bounds(xs[0], max_norm, epsilon, ()))
-    with torch.no_grad():
-        return torch.ops.normball.constrain_total_([checks.as_real(x)[0] for x in xs], bound, small, ord)
 
 
 def _derived(x: Tensor, bound: Any, small: Any, axes: tuple[int, ...], ord: float) -> Tensor:

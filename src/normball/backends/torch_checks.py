@@ -53,14 +53,19 @@ def bounds(x: Tensor, max_norm: Any, epsilon: Any, groups: tuple[int, ...]) -> t
     """Both bounds of x's groups: floats, or float64 tensors that broadcast against the norms of its real view."""
     if type(max_norm) is float and type(epsilon) is float:  # checked when they were read
         return max_norm, epsilon
-    pair = (_bound("max_norm", max_norm, groups, x.device), _bound("epsilon", epsilon, groups, x.device))
+    pair = (bound("max_norm", max_norm, groups, x.device), bound("epsilon", epsilon, groups, x.device))
     if x.dtype in _COMPLEX:
-        bound, small = (value.unsqueeze(-1) if type(value) is not float and value.ndim else value for value in pair)
-        return bound, small
+        return _with_parts(pair[0]), _with_parts(pair[1])
     return pair
 
 
-def _bound(name: str, value: Any, groups: tuple[int, ...], device: torch.device) -> Any:
+def _with_parts(value: Any) -> Any:
+    """A bound of complex numbers as one of pairs of parts."""
+    return value if type(value) is float or not value.ndim else value.unsqueeze(-1)
+
+
+def bound(name: str, value: Any, groups: tuple[int, ...], device: torch.device) -> Any:
+    """`max_norm` or `epsilon`, a float or a float64 tensor."""
     if type(value) is float:
         return value
     if not isinstance(value, Tensor):

@@ -52,11 +52,11 @@ class _Memory:
 def memory(x: Tensor) -> np.ndarray:
     """A tensor's own memory as an array."""
     array = np.asarray(_Memory(x))
-    return array.view(_BFLOAT16) if x.dtype == torch.bfloat16 else array
+    return array.view(_BFLOAT16) if x.dtype == torch.bfloat16 else array  # type: ignore[arg-type]
 
 
 def constrain_total_in_memory_(xs: Sequence[Tensor], max_norm: Tensor, ord: float) -> Tensor:
-    """What the operator of this name does in memory; without its dispatch, which takes longer than small tensors do."""
+    """What the operator of this name does for tensors in memory, without its dispatch: small ones feel it."""
     if torch.compiler.is_compiling():
         return torch.ops.normball.constrain_total_(xs, max_norm, torch.zeros_like(max_norm), ord)
     arrays = _arrays(xs)

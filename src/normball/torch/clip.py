@@ -351,10 +351,8 @@ def _groups(groups: Any) -> list[Any]:
         for index, group in enumerate(over):
             what = arguments.entry("groups", index)
             if not isinstance(group, dist.ProcessGroup):
-                raise TypeError(
-                    f"{what} of type {type(group).__name__}: must be a ProcessGroup that this rank is in; of a mesh "
-                    "pass mesh.get_group()"
-                )
+                rule = "must be a ProcessGroup that this rank is in; of a mesh pass mesh.get_group()"
+                raise TypeError(f"{what} of type {type(group).__name__}: {rule}")
     return over
 
 

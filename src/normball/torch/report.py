@@ -40,7 +40,7 @@ class ClipReport:
 
     Notes
     -----
-    The norms of the gradients cost a second read of them; of sharded ones a longer collective, not another one.
+    The norms of the gradients cost a second read of them, and on sharded gradients a longer collective, not one more.
 
     Examples
     --------
