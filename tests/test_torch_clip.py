@@ -246,6 +246,8 @@ def spoilt(kind=torch.Tensor):
 @pytest.mark.parametrize("policy, left", [("propagate", math.nan), ("zero", 0.0), ("skip", None)])
 def test_policies(policy, left, kind):
     named = spoilt(kind)
+    named["tied"] = torch.nn.Parameter(torch.zeros(2))
+    named["tied"].grad = named["fine"].grad
     total = clip_grad_norm_(named.values(), 1.0, nonfinite=policy)
     assert math.isnan(total)
     for p in named.values():

@@ -110,6 +110,13 @@ def clip_grad_norm_(
     once, and its replicas do not. There is one small collective for each set of mesh dimensions over which
     gradients are sharded, however many there are, and one for each of `groups`. All ranks decide alike.
 
+    Parameters of a pipeline's stage or an expert go with `groups`; those that several ranks of a group hold would count
+    several times. Where a model has both, take their norms apart:
+
+        dense = get_total_norm([p.grad for p in shared])
+        experts = get_total_norm([p.grad for p in own], groups=[expert_group])
+        clip_grads_with_norm_([*shared, *own], 1.0, get_total_norm([dense, experts]))
+
     Duplicates in a sparse gradient are summed first, so ``parameter.grad`` is replaced by what ``coalesce()`` gives.
 
     With `torch.amp.GradScaler`, call ``scaler.unscale_(optimizer)`` first, as for PyTorch's own.
