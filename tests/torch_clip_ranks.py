@@ -165,6 +165,13 @@ def groups(rank, meshes):
         "two groups",
         [] if abs(total.item() / math.hypot(*all_of) - 1) < 1e-7 else [total.item(), math.hypot(*all_of)],
     )
+    shared, expert = parameter((4,)), parameter((3,), seed=rank)  # as the docstring has it
+    before = [whole(shared.grad), *(whole(parameter((3,), seed=r).grad) for r in range(WORLD))]
+    experts = get_total_norm([expert.grad], groups=[dist.group.WORLD])
+    clip_grads_with_norm_([shared, expert], 1.0, get_total_norm([get_total_norm([shared.grad]), experts]))
+    after = [None] * WORLD
+    dist.all_gather_object(after, whole(expert.grad))
+    yield "experts", sorted(broken_total_laws(before, [whole(shared.grad), *after], 1.0, 0.0, 2, band=4))
     sharded = parameter((6, 4), (grid["tp"], [S0]), seed=rank // 2)  # two stages, each tensor parallel
     wholes = [parameter((6, 4), seed=stage) for stage in range(2)]
     norm = math.hypot(*(np.linalg.norm(whole(w.grad).astype(float)) for w in wholes))

@@ -53,10 +53,13 @@ def norms(x: Tensor, axes: Sequence[int], ord: float) -> Norms:
 def merged(parts: Sequence[Norms], ord: float) -> Norms:
     """The norms of groups whose parts lie in several tensors, on the device of the first."""
     device = parts[0].high.device
-    high, low, exponent = (
-        torch.stack(torch.broadcast_tensors(*(word.to(device) for word in words)), -1)
-        for words in zip(*parts, strict=True)
-    )
+    words = (torch.broadcast_tensors(*(word.to(device) for word in words)) for words in zip(*parts, strict=True))
+    return merged_last(Norms(*(torch.stack(word, -1) for word in words)), ord)
+
+
+def merged_last(norms: Norms, ord: float) -> Norms:
+    """The norms of the norms along the last axis."""
+    high, low, exponent = norms
     common = torch.where(high > 0, exponent, exponent.min()).amax(-1, keepdim=True)
     high, low = _scaled(high, exponent - common), _scaled(low, exponent - common)
     if ord == math.inf:
@@ -100,6 +103,11 @@ def rescale_(x: Tensor, norms: Norms, max_norm: Tensor, epsilon: Tensor) -> None
     factor = torch.where((high - own < -_BAND * high) | (high == 0) | (max_norm == math.inf), 1.0, factor)
     spoilt = torch.isnan(high) | (torch.isinf(high) & (max_norm != math.inf)) | ~(epsilon >= 0)
     factor = torch.where(spoilt, math.nan, factor)
+    if type(x) is Tensor and x.is_cpu and not factor.ndim:  # a float64 product takes 40 times as long there
+        short = _truncated(factor, torch.float32)
+        if short >= torch.finfo(torch.float32).tiny:
+            x.mul_(short)
+            return
     # A float64 factor with a dimension makes the product one of float64, rounded to float32 once.
     x.unsqueeze(0).mul_(factor.reshape(1, *factor.shape) if factor.ndim else factor.reshape([1] * (x.ndim + 1)))
 

@@ -29,7 +29,6 @@ from normball.torch.gradients import (
 from normball.torch.report import ClipReport
 
 POLICIES = ("propagate", "raise", "skip", "zero")
-_CLEARLY = 1 - 2.0**-40  # a measured norm this far below the bound needs no exact decision
 
 
 @torch.no_grad()
@@ -94,7 +93,7 @@ def clip_grad_norm_(
     TypeError
         For gradients in place of parameters: plain tensors without ``.grad``, of which nothing would be clipped. For a
         `max_norm` that is None, text or bool; for DTensors that hold summands (``Partial``), flat parameters of
-        FullyShardedDataParallel and placeholders of ZeRO-3, whose norms one rank cannot know.
+        FullyShardedDataParallel and parameters of ZeRO-3, of which only their trainers know where the rest is.
     ValueError
         For a `max_norm` that is negative or NaN (on a GPU: the gradients become NaN), an order other than 1, 2 and inf,
         gradients whose entries share memory.
@@ -110,6 +109,13 @@ def clip_grad_norm_(
     Plain tensors count once, as the same on all ranks, which data-parallel training has; of a DTensor each shard counts
     once, and its replicas do not. There is one small collective for each set of mesh dimensions over which
     gradients are sharded, however many there are, and one for each of `groups`. All ranks decide alike.
+
+    Parameters of a pipeline's stage or an expert go with `groups`; those that several ranks of a group hold would count
+    several times. Where a model has both, take their norms apart:
+
+        dense = get_total_norm([p.grad for p in shared])
+        experts = get_total_norm([p.grad for p in own], groups=[expert_group])
+        clip_grads_with_norm_([*shared, *own], 1.0, get_total_norm([dense, experts]))
 
     Duplicates in a sparse gradient are summed first, so ``parameter.grad`` is replaced by what ``coalesce()`` gives.
 
@@ -134,15 +140,14 @@ def clip_grad_norm_(
     order, policy, bound = read_norm_type(norm_type), _policy(nonfinite, error_if_nonfinite), _bound(max_norm)
     names, listed = read_parameters(parameters, named)
     over = _groups(groups)
-    pairs = read_gradients(names, listed, order)
-    gradients = [gradient for _, gradient in pairs]
+    gradients = read_gradients(names, listed, order)
     check_writable(gradients)
     dtype = result_dtype([gradient.stored for gradient in gradients])
     whole = not over and total.plain(gradients)
     if policy == "propagate" and report is None and whole and gradients:
-        _store(pairs)
+        _store(gradients)
         return _rounded_up(total.constrain_(gradients, bound, order), dtype)
-    before = _clip_measured(listed, pairs, bound, order, policy, over, report, whole)
+    before = _clip_measured(listed, gradients, bound, order, policy, over, report, whole)
     return _rounded_up(before, dtype)
 
 
@@ -189,7 +194,7 @@ def get_total_norm(
     """
     order, over = read_norm_type(norm_type), _groups(groups)
     listed = read_tensors("tensors", tensors)
-    gradients = [read_gradient(index, tensor, order, of_tensor) for index, tensor in enumerate(listed)]
+    gradients = [read_gradient(index, None, tensor, order, of_tensor) for index, tensor in enumerate(listed)]
     measured = total.measure(gradients, order, over, _device(listed, over), each=error_if_nonfinite)
     if error_if_nonfinite and not measured.finite():
         raise _nonfinite(measured, range(len(gradients)), order, of_tensor)
@@ -249,19 +254,18 @@ def clip_grads_with_norm_(
     """
     bound, norm = _bound(max_norm), _norm(total_norm)
     names, listed = read_parameters(parameters, None)
-    pairs = read_gradients(names, listed, 2)
-    gradients = [gradient for _, gradient in pairs]
+    gradients = read_gradients(names, listed, 2)
     check_writable(gradients)
     if in_memory(norm) and in_memory(bound) and norm <= bound:
         return
-    _store(pairs)
+    _store(gradients)
     # The norm may be a float64 rounded to the nearest: its true value is within an ulp.
     total.write(gradients, Norms(norm, norm * 2.0**-52, torch.zeros_like(norm, dtype=torch.int64)), bound)
 
 
 def _clip_measured(
     parameters: Sequence[Tensor],
-    pairs: Sequence[tuple[Tensor, Gradient]],
+    gradients: Sequence[Gradient],
     bound: Tensor,
     order: float,
     policy: str,
@@ -270,7 +274,6 @@ def _clip_measured(
     whole: bool,
 ) -> Tensor:
     """Measure first, then write what the policy wants; the norm before, in float64."""
-    gradients = [gradient for _, gradient in pairs]
     names = [gradient.name for gradient in gradients]
     device = _device(parameters, over)
     measured = total.measure(gradients, order, over, device, each=report is not None or policy == "raise")
@@ -281,13 +284,13 @@ def _clip_measured(
         for parameter in parameters:
             parameter.grad = None
     else:
-        _store(pairs)
+        _store(gradients)
         if not whole:
             total.write(gradients, measured.total, bound, finite if policy == "zero" else None)
         elif policy == "zero" and not finite:
             for gradient in gradients:
                 gradient.values.zero_()
-        elif gradients and not before < bound * _CLEARLY:
+        elif gradients and not total.complies(measured.total, bound):
             before = total.constrain_(gradients, bound, order)
     if report is not None:
         known = torch.where(torch.isfinite(before), before, total.value(measured.total))
@@ -295,11 +298,11 @@ def _clip_measured(
     return before
 
 
-def _store(pairs: Sequence[tuple[Tensor, Gradient]]) -> None:
+def _store(gradients: Sequence[Gradient]) -> None:
     """Give each parameter the gradient that is about to be written, where it is another."""
-    for parameter, gradient in pairs:
-        if gradient.stored is not gradient.values and parameter.grad is not gradient.stored:
-            parameter.grad = gradient.stored
+    for _, parameter, stored, values, *_ in gradients:
+        if stored is not values and parameter is not None and parameter.grad is not stored:
+            parameter.grad = stored
 
 
 def _rounded_up(norm: Tensor, dtype: torch.dtype) -> Tensor:

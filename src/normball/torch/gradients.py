@@ -16,6 +16,7 @@ from normball import arguments
 from normball.backends import torch_mesh
 
 Name = str | int  # an index where no name was given
+_DENSE = torch.strided
 _FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _COMPLEX = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
@@ -24,6 +25,7 @@ class Gradient(NamedTuple):
     """A gradient, and where its numbers lie."""
 
     name: Name
+    parameter: Tensor | None  # None where only the gradient was passed
     stored: Tensor  # what .grad is to hold: itself, or a sparse one with its duplicates summed
     values: Tensor  # its numbers on this rank, real and dense, in the same memory
     mesh: Any = None  # a DTensor's
@@ -64,35 +66,39 @@ def read_tensors(argument: str, tensors: Any) -> list[Tensor]:
     return listed
 
 
-def read_gradients(names: Sequence[Name], parameters: Sequence[Tensor], ord: float) -> list[tuple[Tensor, Gradient]]:
-    """Parameters that have a gradient, with it; each once, also where two hold the same one."""
+def read_gradients(names: Sequence[Name], parameters: Sequence[Tensor], ord: float) -> list[Gradient]:
+    """The gradients of those parameters that have one; each once, also where two parameters hold it."""
     found = []
     seen: set[Any] = set()
+    tracing = torch.compiler.is_compiling()
     for name, parameter in zip(names, parameters, strict=True):
+        if tracing or parameter.__dict__:  # where trainers leave their marks
+            _refuse_pieces(name, parameter)
         grad = parameter.grad
         if grad is None:
             if not parameter.requires_grad and type(parameter) is Tensor:
                 raise _raw(name)
             continue
-        place = (grad.data_ptr(), grad.numel()) if type(grad) is Tensor and grad.layout is torch.strided else id(grad)
+        usual = type(grad) is Tensor and grad.layout is _DENSE and grad.dtype in _FLOATS
+        place = (grad.data_ptr(), grad.numel()) if usual else id(grad)
         if place in seen:  # as for weights that are tied by hand: what is written twice would be scaled twice
             continue
         seen.add(place)
-        if parameter.__dict__:  # where FullyShardedDataParallel and DeepSpeed leave their marks
-            torch_mesh.refuse_unsharded_placeholders(parameter, _title(name))
-        found.append((parameter, read_gradient(name, grad, ord, of_parameter)))
+        found.append(
+            Gradient(name, parameter, grad, grad) if usual else read_gradient(name, parameter, grad, ord, of_parameter)
+        )
     return found
 
 
-def read_gradient(name: Name, grad: Tensor, ord: float, title: Callable[[Name], str]) -> Gradient:
+def read_gradient(
+    name: Name, parameter: Tensor | None, grad: Tensor, ord: float, title: Callable[[Name], str]
+) -> Gradient:
     """One gradient, checked; `title` says what an error is to call it."""
-    if type(grad) is Tensor and grad.dtype in _FLOATS and grad.layout is torch.strided and not grad.is_nested:
-        return Gradient(name, grad, grad)  # what most are
     stored = values = grad
     if grad.layout == torch.sparse_coo:
         stored = grad.coalesce()  # summed duplicates: what an optimizer would see
         values = stored._values()
-    elif grad.layout != torch.strided or grad.is_nested:
+    elif grad.layout != _DENSE or grad.is_nested:
         message = (
             f"{title(name)} of layout {str(grad.layout).removeprefix('torch.')}: must be dense, or sparse in "
             "coordinates; turn it into one with .to_dense() or .to_sparse_coo()"
@@ -105,13 +111,13 @@ def read_gradient(name: Name, grad: Tensor, ord: float, title: Callable[[Name], 
         values = torch_mesh.local(grad)
     if values.dtype not in _FLOATS:
         values = _real(values, ord, title(name))
-    return Gradient(name, stored, values, mesh, dims)
+    return Gradient(name, parameter, stored, values, mesh, dims)
 
 
 def check_writable(gradients: Sequence[Gradient]) -> None:
     """Refuse gradients whose entries share memory: scaling them in place would scale twice."""
-    for name, _, values, _, _ in gradients:
-        if torch._debug_has_internal_overlap(values) == 1:
+    for name, _, _, values, *_ in gradients:
+        if not values.is_contiguous() and torch._debug_has_internal_overlap(values) == 1:
             message = (
                 f"{of_parameter(name)}: several of its entries share memory, so it cannot be written; replace it by "
                 "its .clone()"
@@ -159,6 +165,19 @@ def _pairs(named: Any) -> list[tuple[Name, Tensor]]:
             )
             raise TypeError(message)
     return pairs
+
+
+def _refuse_pieces(name: Name, parameter: Tensor) -> None:
+    """Refuse parameters of which other ranks hold the rest, and only their trainer knows which."""
+    if getattr(parameter, "_is_flat_param", False) or getattr(parameter, "_fsdp_flattened", False):
+        whose, remedy = "FullyShardedDataParallel", "call its own model.clip_grad_norm_, or use fully_shard (FSDP2)"
+    elif getattr(parameter, "ds_id", None) is not None:
+        whose, remedy = "DeepSpeed ZeRO-3", "set gradient_clipping in its configuration"
+    else:
+        return
+    raise TypeError(
+        f"{_title(name)} is a piece that {whose} made; the norm of its gradient is not known here: {remedy}"
+    )
 
 
 def _real(values: Tensor, ord: float, what: str) -> Tensor:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from normball.backends import torch_mesh, torch_operators
-from normball.backends.torch_portable import Norms, merged, norms, rescale_
+from normball.backends.torch_portable import Norms, merged, merged_last, norms, rescale_
 from normball.torch.gradients import Gradient, Name
 
 _WORDS = len(Norms._fields)
+_CLEARLY = 1 - 2.0**-40
 _LARGEST = torch.finfo(torch.float64).max
 
 
@@ -34,7 +35,7 @@ class Measured(NamedTuple):
 
 def plain(gradients: Sequence[Gradient]) -> bool:
     """Whether the kernels can do all at once, in the memory of this process."""
-    return all(mesh is None and torch_operators.in_memory(values) for _, _, values, mesh, _ in gradients)
+    return all(mesh is None and torch_operators.in_memory(values) for _, _, _, values, mesh, _ in gradients)
 
 
 def measure(
@@ -55,6 +56,12 @@ def measure(
     return Measured(total, names, torch.cat([single.to(here) for single in singles]) if each and singles else None)
 
 
+def complies(total: Norms, max_norm: Tensor) -> bool:
+    """Whether the norm is so far below the bound that it needs no exact decision, where looking waits for nothing."""
+    in_memory = torch_operators.in_memory
+    return in_memory(total.high) and in_memory(max_norm) and bool(total.value() < max_norm * _CLEARLY)
+
+
 def constrain_(gradients: Sequence[Gradient], max_norm: Tensor, ord: float) -> Tensor:
     """All gradients, which are plain, onto the ball as the kernels decide, exactly; the norm before."""
     return torch_operators.constrain_total_in_memory_([gradient.values for gradient in gradients], max_norm, ord)
@@ -62,6 +69,8 @@ def constrain_(gradients: Sequence[Gradient], max_norm: Tensor, ord: float) -> T
 
 def write(gradients: Sequence[Gradient], total: Norms, max_norm: Tensor, zero_unless: Tensor | None = None) -> None:
     """Gradients of this total norm onto the ball, in place; zeros, unless this flag is up."""
+    if complies(total, max_norm):
+        return
     moved: dict[torch.device, Norms] = {}
     epsilon = torch.zeros((), dtype=torch.float64)
     for gradient in gradients:
@@ -78,39 +87,39 @@ def value(norm: Norms) -> Tensor:
     return torch.where(torch.isfinite(norm.high), norm.value().clamp(max=_LARGEST), norm.high)
 
 
-def _local(tensors: Sequence[Tensor], ord: float, words: bool) -> list[Norms]:
-    """The norm of each tensor; of float64 in two words where a factor is to be made of it."""
-    result: list[Norms] = []
+def _local(tensors: Sequence[Tensor], ord: float, words: bool) -> Norms:
+    """The norm of each tensor, as vectors; of float64 in two words where a factor is to be made of it."""
+    if all(torch_operators.in_memory(x) and not (words and x.dtype == torch.float64) for x in tensors):
+        high = torch_operators.norms_in_memory(tensors, ord)
+        # A norm beyond float64, which only float64 entries have, is inf here; so is one of entries that are not finite.
+        if torch.isfinite(high).all() or not any(x.dtype == torch.float64 for x in tensors):
+            return _one_word(high)
+    device = tensors[0].device
+    parts: list[Norms] = [_zero(device)] * len(tensors)
     batches: dict[tuple, list[int]] = {}
     for index, x in enumerate(tensors):
-        result.append(_zero(x.device))
-        if torch_operators.in_memory(x) and not (words and x.dtype == torch.float64):
-            result[index] = _one_word(torch.ops.normball.norms(x, range(x.ndim), ord, None).reshape(()))
-        if x.dtype == torch.float64 and (words or not torch.isfinite(result[index].high)):
-            result[index] = Norms(*(word.reshape(()) for word in norms(x, range(x.ndim), ord)))
-        elif not torch_operators.in_memory(x) and x.numel():
+        if x.dtype == torch.float64:
+            parts[index] = Norms(*(word.reshape(()) for word in norms(x, range(x.ndim), ord)))
+        elif x.numel():
             batches.setdefault((x.device, x.dtype), []).append(index)
     for indices in batches.values():  # squares of float32 and narrower are exact in float64, and within its range
         batch = torch._foreach_norm([tensors[index] for index in indices], ord, dtype=torch.float64)
         for index, high in zip(indices, batch, strict=True):
-            result[index] = _one_word(high)
-    return result
+            parts[index] = _one_word(high)
+    return Norms(*(torch.stack([word.to(device) for word in words]) for words in zip(*parts, strict=True)))
 
 
 def _across(
-    keys: Sequence[tuple], locals_: Sequence[Sequence[Norms]], ord: float, each: bool
+    keys: Sequence[tuple], locals_: Sequence[Norms], ord: float, each: bool
 ) -> tuple[list[Norms], list[Tensor]]:
     """The norm of each set of gradients over all its ranks, and its gradients' norms, in one collective per set."""
-    mine = [_merged(own, ord, own[0].high.device) for own in locals_]
-    singles = [
-        torch.stack([value(norm) for norm in own]) if each else mine[i].high.new_empty(0)
-        for i, own in enumerate(locals_)
-    ]
+    mine = [merged_last(own, ord) for own in locals_]
+    singles = [value(own) if each else own.high[:0] for own in locals_]
     rows = [torch.cat([_row(norm), own]) for norm, own in zip(mine, singles, strict=True)]
     gathered = torch_mesh.all_gather(rows, [mesh for mesh, _ in keys], [dims for _, dims in keys])
     for index, (_, dims) in enumerate(keys):
         if dims:
-            mine[index] = _of_rows(gathered[index][:, :_WORDS], ord)
+            mine[index] = _of_rows(gathered[index], ord)
             singles[index] = value(norms(gathered[index][:, _WORDS:], (0,), ord))[0]
     return mine, singles
 
@@ -128,8 +137,8 @@ def _row(norm: Norms) -> Tensor:
 
 def _of_rows(rows: Tensor, ord: float) -> Norms:
     """The norm of the norms that ranks have sent."""
-    parts = [Norms(high, low, exponent.to(torch.int64)) for high, low, exponent in rows.unbind()]
-    return _merged(parts, ord, rows.device)
+    high, low, exponent = rows[:, :_WORDS].T
+    return merged_last(Norms(high, low, exponent.to(torch.int64)), ord)
 
 
 def _merged(parts: Sequence[Norms], ord: float, device: torch.device) -> Norms:
