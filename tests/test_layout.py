@@ -21,7 +21,7 @@ CONTRACT = {
     "constrain_total": ["xs", "max_norm", "epsilon", "ord"],
 }
 BACKENDS = sorted(p for p in (PACKAGE / "backends").glob("*.py") if p.stem != "__init__" and "_" not in p.stem)
-TORCH = ("", "_gradients", "_operators", "_portable")
+TORCH = ("", "_checks", "_gradients", "_groups", "_mesh", "_operators", "_portable", "_sharded")
 # Every file that may name a library, besides NumPy, the one dependency.
 KNOWS = {
     "pytensor": {f"backends/pytensor{part}.py" for part in ("", "_c", "_fusion", "_links", "_numba")},
@@ -30,7 +30,7 @@ KNOWS = {
     "numba": {"backends/pytensor_links.py", "backends/pytensor_numba.py"},
 }
 # What a file may import of ours: a level may reach down, never up, and these two stand alone.
-LEVELS = ["api", "dispatch", "backends", "kernels", "arguments", "definition"]
+LEVELS = ["torch", "api", "dispatch", "backends", "kernels", "arguments", "definition"]
 
 
 def public_functions(source):
@@ -55,9 +55,11 @@ def imported(source):
 
 
 def strangers(source, file):
-    """Libraries the file imports but is not the one to know."""
+    """Libraries the file imports but is not the one to know: normball.torch is all about torch."""
     roots = {name.partition(".")[0] for name in imported(source)}
-    return {library for library in roots if library in KNOWS and file not in KNOWS[library]}
+    return {
+        library for library in roots if library in KNOWS and file not in KNOWS[library] and library != level_of(file)
+    }
 
 
 def level_of(file):

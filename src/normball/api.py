@@ -29,27 +29,29 @@ def norm_constraint(
     Parameters
     ----------
     tensor_var : array or iterable of array
-        Weights, an update, a gradient: a NumPy array (float64, float32, float16, bfloat16) or a PyTensor variable
-        (float64, float32, float16), of any shape and layout. Or several of them, in a list or from a generator: each
-        is constrained by itself, NumPy arrays in one go.
+        Weights, an update, a gradient: a NumPy array or PyTorch tensor (float64, float32, float16, bfloat16; tensors
+        of complex numbers, too, with the norm of their moduli) or a PyTensor variable (float64, float32, float16), of
+        any shape and layout. Or several of them, in a list or from a generator: each is constrained by itself, arrays
+        in one go.
     max_norm : float or array, or list of these
         The largest norm allowed, in the units of `tensor_var`. One number, or anything that broadcasts against the
-        norms with the reduced axes kept as 1 (one bound per unit). `inf` means no constraint. In a PyTensor graph it
-        may be symbolic or shared: a schedule needs no second compilation. For several arrays one bound for all, or a
-        list of as many.
+        norms with the reduced axes kept as 1 (one bound per unit). `inf` means no constraint. In a PyTensor graph or
+        under torch.compile it may be symbolic, shared or a tensor: a schedule needs no second compilation. For several
+        arrays one bound for all, or a list of as many.
     norm_axes : int or sequence of int, optional
         The axes to take the norm over. By default a 2-D array is a dense layer's (inputs, outputs), with the norm over
         axis 0, and a 3-D, 4-D or 5-D one a convolution's (filters, channels, space...), with the norm over all axes
-        but 0. Others must say. ``()`` makes every entry its own group. Of several arrays each has its own default;
-        axes that are given are those of all.
+        but 0. Others must say, and so must you for `torch.nn.Linear`, whose weight is (outputs, inputs): pass 1. ``()``
+        makes every entry its own group. Of several arrays each has its own default; axes that are given are those of
+        all.
     epsilon : float or array, optional
         Added to the norms of violating groups, so that they end this much inside the ball. Unlike in PyMC and Lasagne,
         compliant groups never feel it.
     ord : 1, 2 or inf, optional
         The order p of the norm.
     out : array or list of array, optional
-        NumPy only: where to write the result; an array of the same shape and dtype, which may be `tensor_var` itself.
-        For several arrays a list of as many, none of which shares memory with another.
+        NumPy and PyTorch only: where to write the result; an array of the same shape and dtype, which may be
+        `tensor_var` itself. For several arrays a list of as many, none of which shares memory with another.
 
     Returns
     -------
@@ -60,7 +62,8 @@ def norm_constraint(
     Raises
     ------
     TypeError
-        For integers, booleans, complex numbers and objects; for a `max_norm` or `epsilon` that is None, text or bool.
+        For integers, booleans, objects, and complex numbers outside of PyTorch; for a `max_norm` or `epsilon` that is
+        None, text or bool.
     ValueError
         For axes that are missing, repeated or out of range; a concrete `max_norm` or `epsilon` that is negative or
         NaN, or does not broadcast; an `out` of another shape or dtype, read-only or partly overlapping `tensor_var`;
@@ -73,7 +76,8 @@ def norm_constraint(
     Guaranteed, with no tolerance: groups with n <= c keep their bits; the norm of the result, in exact arithmetic, is
     at most c; each entry lies within 4 ulp of the formula; a second call changes nothing; no finite input overflows or
     underflows; a NaN or inf turns its own group into NaN, and no other. A symbolic bound that turns out negative or
-    NaN makes NaN.
+    NaN makes NaN. On other devices than CPUs, and where a group is split over several, a group within 4 ulp under its
+    bound may be rescaled.
 
     The derivative is the identity where n <= c, ties and zero vectors included. Where n > c it is
     s (I - n / (n + epsilon) u u^T) for order 2, with s = c / (n + epsilon) and u = v / n. `max_norm` and `epsilon`
@@ -140,7 +144,8 @@ def total_norm_constraint(
     Parameters
     ----------
     tensor_vars : iterable of array
-        Gradients, say: NumPy arrays or PyTensor variables, of any shapes and of mixed dtypes. A generator will do.
+        Gradients, say: NumPy arrays, PyTorch tensors or PyTensor variables, of any shapes and of mixed dtypes. A
+        generator will do. For a PyTorch model's gradients `normball.torch.clip_grad_norm_` writes over them.
     max_norm : float or scalar
         The largest total norm allowed; symbolic in a PyTensor graph, if you like. `inf` means no constraint.
     epsilon : float or scalar, optional

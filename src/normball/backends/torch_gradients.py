@@ -24,9 +24,9 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def constrain(x: Tensor, max_norm: Tensor, epsilon: Tensor, axes: tuple[int, ...], ord: float) -> Tensor:
+def constrain(x: Tensor, max_norm: Any, epsilon: Any, axes: tuple[int, ...], ord: float) -> Tensor:
     """Every group inside its ball."""
-    return _apply(_Constrain, x, max_norm, epsilon, axes, ord)
+    return _apply(_Constrain, x, as_tensor(max_norm), as_tensor(epsilon), axes, ord)
 
 
 def norms(x: Tensor, axes: tuple[int, ...], ord: float, max_norm: Tensor | None = None) -> Tensor:
@@ -34,9 +34,14 @@ def norms(x: Tensor, axes: tuple[int, ...], ord: float, max_norm: Tensor | None 
     return _apply(_Norms, x, axes, ord, max_norm)
 
 
-def constrain_total(max_norm: Tensor, epsilon: Tensor, ord: float, *xs: Tensor) -> tuple[Tensor, ...]:
+def constrain_total(max_norm: Any, epsilon: Any, ord: float, *xs: Tensor) -> tuple[Tensor, ...]:
     """All tensors as one group inside its ball, and behind them its norm before."""
-    return _apply(_ConstrainTotal, max_norm, epsilon, ord, *xs)
+    return _apply(_ConstrainTotal, as_tensor(max_norm), as_tensor(epsilon), ord, *xs)
+
+
+def as_tensor(bound: Any) -> Tensor:
+    """A bound as the operators take it."""
+    return torch.scalar_tensor(bound, dtype=torch.float64) if type(bound) is float else bound
 
 
 def _apply(function: Any, *args: Any) -> Any:
@@ -48,7 +53,8 @@ def _apply(function: Any, *args: Any) -> Any:
     return function.forward(*args)
 
 
-def _sum(x: Tensor, axes: Sequence[int]) -> Tensor:
+def sum_over(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """The sum over these axes, which are kept; over none of them x itself."""
     return x.sum(tuple(axes), keepdim=True) if axes else x
 
 
@@ -59,7 +65,7 @@ def _slope(x: Tensor, norms: Tensor, axes: tuple[int, ...], ord: float) -> Tenso
     if ord == 1:
         return torch.sign(x)
     largest = torch.where(x.abs() >= norms, torch.sign(x), 0)
-    return largest / _sum(largest.abs(), axes).clamp(min=1)
+    return largest / sum_over(largest.abs(), axes).clamp(min=1)
 
 
 class _Norms(Function):
@@ -86,7 +92,7 @@ class _NormsAnywhere(_Norms):
     @staticmethod
     def jvp(ctx: Any, step: Tensor, *rest: Any) -> Tensor:
         x, own = ctx.saved_tensors
-        return _sum(_slope(x.to(torch.float64), own, ctx.axes, ctx.ord) * step, ctx.axes)
+        return sum_over(_slope(x.to(torch.float64), own, ctx.axes, ctx.ord) * step, ctx.axes)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, x: Tensor, axes: tuple[int, ...], ord: float, max_norm: Tensor | None) -> tuple:
@@ -118,7 +124,7 @@ class _Constrain(Function):
         x, max_norm, epsilon = ctx.saved_tensors
         complies, scale, direction, slope = _terms(x, max_norm, epsilon, ctx.axes, ctx.ord)
         wide = gradient.to(torch.float64)
-        along = _sum(wide * direction, ctx.axes)
+        along = sum_over(wide * direction, ctx.axes)
         to_x = torch.where(complies, wide, scale * (wide - along * slope)).to(x.dtype)
         to_bound = torch.where(complies, 0, along).sum_to_size(max_norm.shape)
         to_epsilon = torch.where(complies, 0, -scale * along).sum_to_size(epsilon.shape)
@@ -131,7 +137,7 @@ class _ConstrainAnywhere(_Constrain):
         x, max_norm, epsilon = ctx.saved_tensors
         complies, scale, direction, slope = _terms(x, max_norm, epsilon, ctx.axes, ctx.ord)
         own = torch.zeros_like(direction) if step is None else step.to(torch.float64)
-        inward = _sum(slope * own, ctx.axes) + (0 if epsilon_step is None else epsilon_step)
+        inward = sum_over(slope * own, ctx.axes) + (0 if epsilon_step is None else epsilon_step)
         radial = (0 if bound_step is None else bound_step) - scale * inward
         return torch.where(complies, own, scale * own + direction * radial).to(x.dtype)
 
@@ -148,10 +154,10 @@ _Constrain.anywhere = _ConstrainAnywhere
 def _terms(x: Tensor, max_norm: Tensor, epsilon: Tensor, axes: tuple[int, ...], ord: float) -> tuple[Tensor, ...]:
     """Whether a group complies, s, t and u."""
     own = norms(x, axes, ord, max_norm)
-    return _terms_of(x.to(torch.float64), own, own <= max_norm, max_norm, epsilon, axes, ord)
+    return terms_of(x.to(torch.float64), own, own <= max_norm, max_norm, epsilon, axes, ord)
 
 
-def _terms_of(
+def terms_of(
     x: Tensor, norms: Tensor, complies: Tensor, max_norm: Tensor, epsilon: Tensor, axes: tuple[int, ...], ord: float
 ) -> tuple[Tensor, ...]:
     denominator = torch.where(complies, 1, norms + epsilon)
@@ -227,7 +233,7 @@ def _terms_of_all(xs: Sequence[Tensor], settled: Tensor, max_norm: Tensor, epsil
     terms = []
     for x in xs:
         own, within, bound, small = (value.to(x.device) for value in (total, complies, max_norm, epsilon))
-        terms.append(_terms_of(x.to(torch.float64), own, within, bound, small, tuple(range(x.ndim)), ord))
+        terms.append(terms_of(x.to(torch.float64), own, within, bound, small, tuple(range(x.ndim)), ord))
     return terms
 
 

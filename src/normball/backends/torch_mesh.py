@@ -80,10 +80,10 @@ def all_gather(values: Sequence[Tensor], meshes: Sequence[Any], dims: Sequence[t
     """Each value of all ranks, one below the other along a new first axis; otherwise as `all_reduce`."""
 
     def gathered(sent: Tensor, group: str) -> Tensor:
-        from torch.distributed import _functional_collectives as collectives
+        from torch.distributed.distributed_c10d import _get_group_size_by_name
 
-        gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor  # before 2.13
-        return gather(sent, 0, group)
+        # The function for it changed its name in PyTorch 2.13; what is under it did not.
+        return torch.ops._c10d_functional.all_gather_into_tensor(sent, _get_group_size_by_name(group), group)
 
     return _exchanged(values, meshes, dims, gathered)
 

@@ -16,6 +16,8 @@ from torch import Tensor
 # that, and the factor shorter by more than both, so that a second call finds every result below the band.
 _BAND = 2.0**-44
 _NARROW_MARGIN = 2.0**-42
+# For products that are rounded to the nearest float32, not towards zero.
+_NEAREST_MARGIN = 2.0**-24 + 2.0**-30
 # Two words err by 2**-100 or so. Two roundings follow them, the factor's and the product's, of 2**-53 each.
 _WIDE_BAND = 2.0**-90
 _WIDE_MARGIN = 2.01 * 2.0**-53
@@ -51,10 +53,13 @@ def norms(x: Tensor, axes: Sequence[int], ord: float) -> Norms:
 def merged(parts: Sequence[Norms], ord: float) -> Norms:
     """The norms of groups whose parts lie in several tensors, on the device of the first."""
     device = parts[0].high.device
-    high, low, exponent = (
-        torch.stack(torch.broadcast_tensors(*(word.to(device) for word in words)), -1)
-        for words in zip(*parts, strict=True)
-    )
+    words = (torch.broadcast_tensors(*(word.to(device) for word in words)) for words in zip(*parts, strict=True))
+    return merged_last(Norms(*(torch.stack(word, -1) for word in words)), ord)
+
+
+def merged_last(norms: Norms, ord: float) -> Norms:
+    """The norms of the norms along the last axis."""
+    high, low, exponent = norms
     common = torch.where(high > 0, exponent, exponent.min()).amax(-1, keepdim=True)
     high, low = _scaled(high, exponent - common), _scaled(low, exponent - common)
     if ord == math.inf:
@@ -73,7 +78,9 @@ def rescaled(x: Tensor, norms: Norms, max_norm: Tensor, epsilon: Tensor) -> Tens
     own = _scaled(bound, -exponent)  # the bound in the norm's unit, for comparing; 0 or inf decide as well
     band = (_WIDE_BAND if wide else _BAND) * high
     complies = ((high - own) + low < -band) | (high == 0) | (bound == math.inf)
-    lift = torch.where(bound < 2.0**-900, 600, 0) if wide else bound.new_zeros((), dtype=torch.int64)
+    lift = torch.zeros_like(bound, dtype=torch.int64)
+    if wide:  # the factor's error is not seen where its parts are subnormal or overflow
+        lift = torch.where(bound < 2.0**-900, 600, torch.where((bound > 2.0**900) & (bound < math.inf), -600, 0))
     factor = _factor(
         _scaled(bound, lift), high, low, _scaled(small, -exponent), _WIDE_MARGIN if wide else _NARROW_MARGIN
     )
@@ -81,6 +88,28 @@ def rescaled(x: Tensor, norms: Norms, max_norm: Tensor, epsilon: Tensor) -> Tens
     result = torch.where(complies, x, _lowered(product, lift) if wide else _truncated(product, x.dtype))
     spoilt = torch.isnan(high) | (torch.isinf(high) & (bound != math.inf)) | ~(bound >= 0) | ~(small >= 0)
     return torch.where(spoilt, math.nan, result)
+
+
+def rescale_(x: Tensor, norms: Norms, max_norm: Tensor, epsilon: Tensor) -> None:
+    """`rescaled`, written over x; of float32 in a single step, without a copy of x."""
+    # A bound in the memory of the host is looked at without waiting. Above 2**-100 the margin outweighs what 2**40
+    # results that are rounded to subnormals may add; squares of these are all that lies between it and 2**-24.
+    if x.dtype != torch.float32 or max_norm.device.type != "cpu" or not max_norm >= 2.0**-100:
+        x.copy_(rescaled(x, norms, max_norm, epsilon))
+        return
+    high, _, exponent = norms
+    own = _scaled(max_norm, -exponent)
+    factor = _factor(own, high, norms.low, _scaled(epsilon, -exponent), _NEAREST_MARGIN)
+    factor = torch.where((high - own < -_BAND * high) | (high == 0) | (max_norm == math.inf), 1.0, factor)
+    spoilt = torch.isnan(high) | (torch.isinf(high) & (max_norm != math.inf)) | ~(epsilon >= 0)
+    factor = torch.where(spoilt, math.nan, factor)
+    if type(x) is Tensor and x.is_cpu and not factor.ndim:  # a float64 product takes 40 times as long there
+        short = _truncated(factor, torch.float32)
+        if short >= torch.finfo(torch.float32).tiny:
+            x.mul_(short)
+            return
+    # A float64 factor with a dimension makes the product one of float64, rounded to float32 once.
+    x.unsqueeze(0).mul_(factor.reshape(1, *factor.shape) if factor.ndim else factor.reshape([1] * (x.ndim + 1)))
 
 
 def _narrow_norm(x: Tensor, axes: Sequence[int], ord: float) -> Tensor:

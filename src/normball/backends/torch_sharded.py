@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from normball import arguments
 from normball.backends import torch as plain
+from normball.backends import torch_checks as checks
 from normball.backends import torch_gradients as gradients
 from normball.backends import torch_mesh as meshes
 from normball.backends.torch_portable import Norms, merged, norms, rescaled
@@ -55,8 +56,48 @@ def constrain(x: Any, max_norm: Any, axes: tuple[int, ...], epsilon: Any, ord: f
         result = plain.constrain(part.x, part.max_norm, axes, part.epsilon, ord, None)
     else:
         real, real_axes, bound, small = _real(part)
-        result = plain._like(_Constrain.apply(real, bound, small, real_axes, ord, part.mesh, part.dims), part.x)
+        result = checks.like(_Constrain.apply(real, bound, small, real_axes, ord, part.mesh, part.dims), part.x)
     return DTensor.from_local(result, part.mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride())
+
+
+def constrain_each(
+    xs: Sequence[Any], max_norms: Sequence[Any], axes: Sequence[tuple], epsilon: Any, ord: float, outs: Sequence[Any]
+) -> list[Any]:
+    """Every tensor of a list that holds DTensors, into a new one or, where its `out` is itself, written over."""
+    jobs = list(zip(xs, max_norms, axes, outs, strict=True))
+    for index, (x, _, _, out) in enumerate(jobs):
+        if out is not None and out is not x:
+            rule = "beside DTensors tensors are written over or not at all"
+            raise arguments.wrong_out(rule, "pass tensor_var itself, or leave it out", index)
+        if out is not None and checks.derived(x):
+            remedy = "call this under torch.no_grad(), or leave it out"
+            raise arguments.wrong_out("no gradient passes through it", remedy, index)
+    over = [job for job in jobs if job[3] is not None]
+    if over:
+        tensors, bounds, own_axes, _ = zip(*over, strict=True)
+        constrain_each_(tensors, bounds, own_axes, epsilon, ord)
+    return [x if out is not None else constrain(x, bound, own, epsilon, ord) for x, bound, own, out in jobs]
+
+
+def norms_of(x: Any, axes: tuple[int, ...], ord: float) -> Any:
+    """The norms of a DTensor's groups, reduced axes kept as 1: a DTensor, whose groups lie where x's do."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    part = _part(x, math.inf, axes, 0.0, ord)
+    if part.dims:
+        real, real_axes = checks.as_real(part.x, axes)
+        value = _merged_norms([_Split(real, real_axes, part.mesh, part.dims)], ord)[0].value()
+        value = value if real is part.x else value.squeeze(-1)
+    else:
+        value = plain.summarise(part.x, axes, ord)
+    shape = torch.Size(checks.groups(x, axes))
+    stride = torch.empty(shape, device="meta").stride()
+    dims = [getattr(placement, "dim", None) for placement in x.placements]
+    placements = [
+        Replicate() if dim is None or dim % x.ndim in axes else placement
+        for dim, placement in zip(dims, x.placements, strict=True)
+    ]
+    return DTensor.from_local(value, part.mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
 @torch.no_grad()
@@ -90,7 +131,7 @@ def _part(x: Any, max_norm: Any, axes: tuple[int, ...], epsilon: Any, ord: float
     name = arguments.entry("tensor_var", index)
     meshes.refuse_unsharded_placeholders(x, name)
     dims = meshes.mesh_dims(x, axes, name)
-    plain._checked(x, ord, index)
+    checks.check(x, ord, index)
     bounds = (_local_bound(n, value, x, axes) for n, value in (("max_norm", max_norm), ("epsilon", epsilon)))
     return _Part(meshes.local(x), next(bounds), axes, next(bounds), getattr(x, "device_mesh", None), dims)
 
@@ -101,7 +142,7 @@ def _local_bound(name: str, value: Any, x: Any, axes: tuple[int, ...]) -> Any:
         return value
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
-    bound = plain._bound(name, value, plain._groups(x, axes), x.device)
+    bound = checks.bound(name, value, checks.groups(x, axes), x.device)
     mesh = x.device_mesh
     if not meshes.is_dtensor(bound):
         if bound.numel() == 1 and not bound.requires_grad:
@@ -123,8 +164,9 @@ def _local_bound(name: str, value: Any, x: Any, axes: tuple[int, ...]) -> Any:
 
 def _real(part: _Part) -> tuple[Tensor, tuple[int, ...], Tensor, Tensor]:
     """The part with complex numbers as pairs, its axes then, and its bounds as tensors."""
-    bound, small = plain._bounds(part.x, part.max_norm, part.epsilon, plain._groups(part.x, part.axes))
-    return *plain._as_real(part.x, part.axes), bound, small
+    pair = checks.bounds(part.x, part.max_norm, part.epsilon, checks.groups(part.x, part.axes))
+    bound, small = map(gradients.as_tensor, pair)
+    return *checks.as_real(part.x, part.axes), bound, small
 
 
 def _merged_norms(splits: Sequence[_Split], ord: float) -> list[Norms]:
@@ -172,12 +214,12 @@ class _Constrain(Function):
         x, max_norm, epsilon, own = ctx.saved_tensors
         axes, ord, mesh, dims = ctx.way
         wide = gradient.to(torch.float64)
-        complies, scale, direction, slope = gradients._terms_of(
+        complies, scale, direction, slope = gradients.terms_of(
             x.to(torch.float64), own, own <= max_norm, max_norm, epsilon, axes, ord
         )
-        along = gradients._sum(wide * direction, axes)
+        along = gradients.sum_over(wide * direction, axes)
         if ord == math.inf:  # the largest entries share the slope, those on other ranks as well
-            largest = gradients._sum((slope != 0).to(torch.float64), axes)
+            largest = gradients.sum_over((slope != 0).to(torch.float64), axes)
             along, everywhere = meshes.all_reduce([torch.stack([along, largest])], [mesh], [dims])[0]
             slope = slope * largest / everywhere.clamp(min=1)
         else:

@@ -1,0 +1,63 @@
+"""What is constrained in a model, and what not and why, as a table to read."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from normball.torch.weights import Weight, lookup
+
+_HEADER = ("name", "layer", "shape", "layout", "axes", "bound")
+_SHOWN = 6  # names of what is left out for one reason
+
+
+class Row(NamedTuple):
+    """One constrained parameter."""
+
+    name: str
+    layer: str
+    shape: tuple[int, ...]
+    layout: str
+    axes: tuple[int, ...]
+    bound: Any
+
+
+@dataclass(repr=False)
+class Table:
+    """What is constrained, and what not, by reason; prints as a table."""
+
+    rows: list[Row] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        cells = [_HEADER, *map(_cells, self.rows)] if self.rows else []
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+        lines += [f"left out, {reason}: {_some(names)}" for reason, names in self.left_out.items()]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def table(weights: Iterable[Weight], max_norm: Any) -> Table:
+    """The table of all parameters of a model, under one bound or bounds by glob."""
+    result = Table()
+    for weight in weights:
+        bound, name = lookup(max_norm, weight), " = ".join((weight.name, *weight.others))
+        if weight.layout and bound is not None:
+            text, axes, _ = weight.layout
+            result.rows.append(Row(name, weight.layer, weight.shape, text, axes, bound))
+        else:
+            reason = "no max_norm for it" if weight.layout else weight.reason or "no match"
+            result.left_out.setdefault(reason, []).append(name)
+    return result
+
+
+def _some(names: list[str]) -> str:
+    """The names, where they are few."""
+    more = len(names) - _SHOWN
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:_SHOWN])} and {more} more"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    axes = " ".join(map(str, row.axes)) or "()"
+    return row.name, row.layer, str(row.shape), row.layout or "as given", axes, str(row.bound)
