@@ -310,7 +310,8 @@ def _rounded_up(norm: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype == torch.float64:
         return norm
     nearest = norm.to(dtype)
-    return torch.where(nearest < norm, torch.nextafter(nearest, nearest.new_tensor(math.inf)), nearest)
+    above = torch.nextafter(nearest, torch.full_like(nearest, math.inf))  # torch.tensor would wait for the device
+    return torch.where(nearest < norm, above, nearest)
 
 
 def _bound(max_norm: Any) -> Tensor:

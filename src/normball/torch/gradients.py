@@ -45,6 +45,8 @@ def read_parameters(parameters: Any, named: Any) -> tuple[list[Name], list[Tenso
     if not listed and isinstance(parameters, types.GeneratorType):
         message = "parameters is an empty generator, so nothing is clipped; was it read before? Pass a list"
         warnings.warn(message, stacklevel=4)  # to the line that called clip_grad_norm_, through torch.no_grad
+    if not pairs:
+        return list(range(len(listed))), listed
     names = {id(parameter): name for name, parameter in pairs}
     return [names.get(id(parameter), index) for index, parameter in enumerate(listed)], listed
 

@@ -95,7 +95,8 @@ def _local(tensors: Sequence[Tensor], ord: float, words: bool) -> Norms:
         if torch.isfinite(high).all() or not any(x.dtype == torch.float64 for x in tensors):
             return _one_word(high)
     device = tensors[0].device
-    parts: list[Norms] = [_zero(device)] * len(tensors)
+    zero = _zero(device)
+    parts: list[Norms] = [zero] * len(tensors)
     batches: dict[tuple, list[int]] = {}
     for index, x in enumerate(tensors):
         if x.dtype == torch.float64:
@@ -105,7 +106,7 @@ def _local(tensors: Sequence[Tensor], ord: float, words: bool) -> Norms:
     for indices in batches.values():  # squares of float32 and narrower are exact in float64, and within its range
         batch = torch._foreach_norm([tensors[index] for index in indices], ord, dtype=torch.float64)
         for index, high in zip(indices, batch, strict=True):
-            parts[index] = _one_word(high)
+            parts[index] = zero._replace(high=high)
     return Norms(*(torch.stack([word.to(device) for word in words]) for words in zip(*parts, strict=True)))
 
 
