@@ -42,7 +42,7 @@ def holding(*grads, kind=torch.Tensor):
     """Parameters with these gradients."""
     parameters = []
     for grad in grads:
-        parameters.append(torch.nn.Parameter(torch.zeros(grad.shape, dtype=grad.dtype)))
+        parameters.append(torch.nn.Parameter(torch.zeros(grad.shape, dtype=grad.dtype, device=grad.device)))
         parameters[-1].grad = grad.clone().as_subclass(kind)
     return parameters
 
@@ -310,6 +310,26 @@ def test_waits_for_no_device_unless_it_must(policy, waits):
         assert counted.count == 2 * waits
         assert report.clipped
         assert counted.count > 2 * waits
+
+
+@pytest.mark.parametrize("bound", [1.0, torch.empty((), device="meta")], ids=["float", "tensor"])
+@pytest.mark.parametrize("policy", ["propagate", "zero", "raise", "skip"])
+def test_works_where_nothing_can_be_read(policy, bound):
+    """On the device "meta", which has no values, so that whatever wanted one would fail; as "raise" and "skip" do."""
+    grads = [grad.to("meta") for name in ("float32", "mixed", "layouts") for grad in LISTS[name]]
+
+    def call():
+        parameters = holding(*grads)
+        total = clip_grad_norm_(parameters, bound, nonfinite=policy, report=ClipReport())
+        clip_grad_norm_(parameters, bound, nonfinite=policy)
+        clip_grads_with_norm_(parameters, bound, get_total_norm(grads))
+        assert (total.device.type, total.dtype) == ("meta", F64)
+
+    if policy in ("propagate", "zero"):
+        call()
+    else:
+        with pytest.raises(RuntimeError, match="cannot be called on meta tensors"):
+            call()
 
 
 # ---- the report

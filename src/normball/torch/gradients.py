@@ -82,7 +82,8 @@ def read_gradients(names: Sequence[Name], parameters: Sequence[Tensor], ord: flo
                 raise _raw(name)
             continue
         usual = type(grad) is Tensor and grad.layout is _DENSE and grad.dtype in _FLOATS
-        place = (grad.data_ptr(), grad.numel()) if usual else id(grad)
+        place: Any = usual and grad.data_ptr()  # 0 where there is no memory
+        place = (place, grad.numel()) if place else id(grad)
         if place in seen:  # as for weights that are tied by hand: what is written twice would be scaled twice
             continue
         seen.add(place)
