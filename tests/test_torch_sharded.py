@@ -19,6 +19,7 @@ if not torch.distributed.is_available() or sys.platform == "win32":
 import ml_dtypes  # noqa: E402
 import torch_ranks as ranks  # noqa: E402
 
+import normball  # noqa: E402
 from normball.backends import torch as backend  # noqa: E402
 from normball.backends import torch_mesh  # noqa: E402
 
@@ -140,6 +141,20 @@ def test_a_bound_for_each_group(reports, case):
     for own in seen:
         for ours, theirs in zip(own["to bounds"], (bound.grad, epsilon.grad), strict=True):
             np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-13)
+        assert own["count"] == (1 if split(layout, axes) else 0)
+
+
+@pytest.mark.parametrize("case", ranks.NORMS)
+def test_norms_of_all_parts(reports, case):
+    _, layout, axes, ord = ranks.NORMS[case]
+    seen = report_of(reports, case)
+    x = ranks.ramp(ranks.LAYOUTS[layout][2]).requires_grad_()
+    norms = normball.compute_norms(x, axes, ord=ord)
+    norms.sum().backward()
+    gradient = whole(reports, [own["gradient"] for own in seen], layout, "float64")
+    np.testing.assert_allclose(gradient, x.grad.numpy(), rtol=1e-14, atol=0)
+    for own in seen:
+        np.testing.assert_allclose(own["norms"], norms.detach().numpy(), rtol=2**-52, atol=0)
         assert own["count"] == (1 if split(layout, axes) else 0)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import normball
 from normball.backends import torch_mesh, torch_sharded
 
 RANKS = 4
@@ -304,6 +305,14 @@ class Rank:
         torch_sharded.constrain_each_([x], [1.0], [(0,)], EPSILON, 2)
         return [array_of(t) for t in (x, y)]
 
+    def norms(self, layout, axes, ord):
+        """The public function, and its derivative."""
+        array = ramp(LAYOUTS[layout][2])
+        x = self.place(array, layout).requires_grad_()
+        norms, count = counted(lambda: normball.compute_norms(x, axes, ord=ord))
+        norms.sum().backward()
+        return {"norms": array_of(norms.full_tensor()), "gradient": array_of(x.grad), "count": count}
+
     def complex_weights(self):
         """Complex numbers are two real ones each, of one group."""
         array = torch.complex(ramp((8, 8)), ramp((8, 8)).flip(0)).to(torch.complex64)
@@ -366,6 +375,12 @@ BOUNDS = {
     for layout in ("Shard(0)", "uneven", "_StridedShard(0) Shard(0)", "Replicate Shard(0)")
     for axes in ((0,), (1,))
 }
+NORMS = {
+    f"norms {layout} axes={axes} ord={ord}": ("norms", layout, axes, ord)
+    for layout in ("Shard(0)", "uneven", "_StridedShard(0) Shard(0)")
+    for axes in AXES
+    for ord in ORDS
+}
 COMPILED = {
     f"compiled {layout} {dtype}": ("compiled", layout, dtype)
     for layout, dtype in (("_StridedShard(0) Shard(0)", "float32"), ("Shard(0) of two", "float64"))
@@ -381,7 +396,7 @@ OTHERS = (
     "part_of_the_world",
     "complex_weights",
 )
-CASES = {**MATRIX, **BOUNDS, **{name: (name,) for name in OTHERS}, **COMPILED}
+CASES = {**MATRIX, **BOUNDS, **NORMS, **{name: (name,) for name in OTHERS}, **COMPILED}
 
 
 def work(number, folder):

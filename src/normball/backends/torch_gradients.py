@@ -58,7 +58,7 @@ def sum_over(x: Tensor, axes: Sequence[int]) -> Tensor:
     return x.sum(tuple(axes), keepdim=True) if axes else x
 
 
-def _slope(x: Tensor, norms: Tensor, axes: tuple[int, ...], ord: float) -> Tensor:
+def slope_of(x: Tensor, norms: Tensor, axes: tuple[int, ...], ord: float) -> Tensor:
     """The derivative of the norm: v / n, signs, or the largest entries' signs, shared out; zero at zero."""
     if ord == 2:
         return x / torch.where(norms > 0, norms, 1)
@@ -85,14 +85,14 @@ class _Norms(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple:
         x = ctx.saved_tensors[0]
         own = norms(x, ctx.axes, ctx.ord)
-        return (gradient * _slope(x.to(torch.float64), own, ctx.axes, ctx.ord)).to(x.dtype), None, None, None
+        return (gradient * slope_of(x.to(torch.float64), own, ctx.axes, ctx.ord)).to(x.dtype), None, None, None
 
 
 class _NormsAnywhere(_Norms):
     @staticmethod
     def jvp(ctx: Any, step: Tensor, *rest: Any) -> Tensor:
         x, own = ctx.saved_tensors
-        return sum_over(_slope(x.to(torch.float64), own, ctx.axes, ctx.ord) * step, ctx.axes)
+        return sum_over(slope_of(x.to(torch.float64), own, ctx.axes, ctx.ord) * step, ctx.axes)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, x: Tensor, axes: tuple[int, ...], ord: float, max_norm: Tensor | None) -> tuple:
@@ -162,7 +162,7 @@ def terms_of(
 ) -> tuple[Tensor, ...]:
     denominator = torch.where(complies, 1, norms + epsilon)
     scale = torch.where(complies, 1, max_norm) / denominator
-    return complies, scale, x / denominator, _slope(x, norms, axes, ord)
+    return complies, scale, x / denominator, slope_of(x, norms, axes, ord)
 
 
 class _ConstrainTotal(Function):

@@ -86,7 +86,7 @@ def norms_of(x: Any, axes: tuple[int, ...], ord: float) -> Any:
     part = _part(x, math.inf, axes, 0.0, ord)
     if part.dims:
         real, real_axes = checks.as_real(part.x, axes)
-        value = _merged_norms([_Split(real, real_axes, part.mesh, part.dims)], ord)[0].value()
+        value = _Norms.apply(real, real_axes, ord, part.mesh, part.dims)
         value = value if real is part.x else value.squeeze(-1)
     else:
         value = plain.summarise(part.x, axes, ord)
@@ -218,13 +218,40 @@ class _Constrain(Function):
             x.to(torch.float64), own, own <= max_norm, max_norm, epsilon, axes, ord
         )
         along = gradients.sum_over(wide * direction, axes)
-        if ord == math.inf:  # the largest entries share the slope, those on other ranks as well
-            largest = gradients.sum_over((slope != 0).to(torch.float64), axes)
-            along, everywhere = meshes.all_reduce([torch.stack([along, largest])], [mesh], [dims])[0]
-            slope = slope * largest / everywhere.clamp(min=1)
-        else:
-            along = meshes.all_reduce([along], [mesh], [dims])[0]
+        along, slope = _merged_sum(along, slope, axes, ord, mesh, dims)
         to_x = torch.where(complies, wide, scale * (wide - along * slope)).to(x.dtype)
         to_bound = torch.where(complies, 0, along).sum_to_size(max_norm.shape)
         to_epsilon = torch.where(complies, 0, -scale * along).sum_to_size(epsilon.shape)
         return to_x, to_bound, to_epsilon, None, None, None, None
+
+
+class _Norms(Function):
+    """The whole groups' norms; backward needs no collective, but of order inf."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axes: tuple, ord: float, mesh: Any, dims: tuple) -> Tensor:
+        value = _merged_norms([_Split(x, axes, mesh, dims)], ord)[0].value()
+        ctx.save_for_backward(x, value)
+        ctx.way = axes, ord, mesh, dims
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple:
+        x, value = ctx.saved_tensors
+        axes, ord, mesh, dims = ctx.way
+        slope = gradients.slope_of(x.to(torch.float64), value, axes, ord)
+        if ord == math.inf:
+            _, slope = _merged_sum(torch.zeros_like(value), slope, axes, ord, mesh, dims)
+        return (gradient * slope).to(x.dtype), None, None, None, None
+
+
+def _merged_sum(
+    along: Tensor, slope: Tensor, axes: tuple[int, ...], ord: float, mesh: Any, dims: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """A sum over whole groups, and the derivative of their norms, in one collective."""
+    if ord != math.inf:
+        return meshes.all_reduce([along], [mesh], [dims])[0], slope
+    largest = gradients.sum_over((slope != 0).to(torch.float64), axes)  # which share the slope with other ranks'
+    along, everywhere = meshes.all_reduce([torch.stack([along, largest])], [mesh], [dims])[0]
+    return along, slope * largest / everywhere.clamp(min=1)
