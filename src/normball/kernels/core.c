@@ -82,54 +82,9 @@ enum {
 #define AS_IT_STANDS
 #endif
 
-/* A factor as the float by which floats are multiplied: lowered and rounded once, as WIDE_MARGIN does it for doubles. */
-static inline float float_factor(double factor) { return factor == 1 ? 1 : (float)(factor * (1 - FLOAT_MARGIN)); }
-
-#define REAL double
-#define NAME(function) double_##function
-#define FOUR(x) four_load(x)
-#include "loops.h"
-#include "sums.h"
-#undef REAL
-#undef NAME
-#undef FOUR
-#define REAL float
-#define NAME(function) float_##function
-#define FOUR(x) four_widen(x)
-#include "loops.h"
-#include "sums.h"
-#undef REAL
-#undef NAME
-#undef FOUR
-
 /* In this order: each rests on those before it. */
+#include "dtypes.h"
 #include "memory.h"
-#define ENTRY float
-#define NAME(function) float_##function
-#define EIGHT(x) eight_load(x)
-#define ONE(x) (*(x))
-#include "quick.h"
-#undef ENTRY
-#undef NAME
-#undef EIGHT
-#undef ONE
-#define ENTRY uint16_t
-#define NAME(function) half_##function
-#define EIGHT(x) eight_of_halves(x)
-#define ONE(x) half_to_float(*(x))
-#include "quick.h"
-#undef NAME
-#undef EIGHT
-#undef ONE
-#define NAME(function) bfloat_##function
-#define EIGHT(x) eight_of_bfloats(x)
-#define ONE(x) bfloat_to_float(*(x))
-#include "quick.h"
-#undef ENTRY
-#undef NAME
-#undef EIGHT
-#undef ONE
-
 #include "plan.h"
 #include "groups.h"
 #include "judge.h"
