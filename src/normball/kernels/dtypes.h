@@ -32,6 +32,7 @@ static inline double bias_of(double sum) {
     return ldexp(1, exponent);
 }
 
+#define TWO_FOURS(entry, x) ((entry)[0] = FOUR(x), (entry)[1] = FOUR((x) + 4))
 #define ENTRY double
 #define NAME(function) double_##function
 #define QUICK(function) double_plain_##function
@@ -99,6 +100,8 @@ static inline double bias_of(double sum) {
 #define ONE(x) bfloat_to_float(*(x))
 #define QUAD(x) quad_of_bfloats(x)
 #define EIGHT(x) eight_of_bfloats(x)
+#undef TWO_FOURS
+#define TWO_FOURS(entry, x) two_fours_of_bfloats(entry, x)
 #define SIXTEEN(y, x, a, b) scale_sixteen_bfloats(y, x, a, b)
 #define TRUNCATED(v) float_to_bfloat((float)(v))
 #include "loops16.h"
@@ -114,6 +117,7 @@ static inline double bias_of(double sum) {
 #undef SIXTEEN
 #undef TRUNCATED
 #undef FOUR
+#undef TWO_FOURS
 #undef TURN
 #undef FACTOR
 

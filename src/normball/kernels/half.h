@@ -43,7 +43,7 @@ static inline float bfloat_to_float(uint16_t bits) { return float_of_bits((uint3
 /* Truncated. */
 static inline uint16_t float_to_bfloat(float value) { return (uint16_t)(bits_of_float(value) >> 16); }
 
-/* Four and eight at once, as floats; and sixteen, times a and b, truncated: stores of half a line's half are slower. */
+/* Four and eight at once, as floats; and sixteen, times a and b, truncated: 16-byte stores are slower. */
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define SIXTEENS
 
@@ -58,6 +58,11 @@ static inline void scale_sixteen_halves(uint16_t *y, const uint16_t *x, Eight a,
 
 static inline Quad quad_of_bfloats(const uint16_t *x) {
     return _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64((const __m128i *)x)));
+}
+static inline void two_fours_of_bfloats(Four *entry, const uint16_t *x) { /* one load instead of two */
+    __m128i zero = _mm_setzero_si128(), bits = _mm_loadu_si128((const __m128i *)x);
+    entry[0] = four_widen(_mm_castsi128_ps(_mm_unpacklo_epi16(zero, bits)));
+    entry[1] = four_widen(_mm_castsi128_ps(_mm_unpackhi_epi16(zero, bits)));
 }
 static inline Eight eight_of_bfloats(const uint16_t *x) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)x)), 16));
@@ -87,6 +92,9 @@ static inline Quad quad_of_bfloats(const uint16_t *x) {
     Quad v;
     for (int k = 0; k < 4; k++) v.v[k] = bfloat_to_float(x[k]);
     return v;
+}
+static inline void two_fours_of_bfloats(Four *entry, const uint16_t *x) {
+    entry[0] = four_widen(quad_of_bfloats(x)), entry[1] = four_widen(quad_of_bfloats(x + 4));
 }
 static inline Eight eight_of_bfloats(const uint16_t *x) {
     float v[8];

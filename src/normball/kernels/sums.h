@@ -1,8 +1,8 @@
 /* Sums of |v| (ord 1) or v * v (ord 2) over contiguous entries; included once for each dtype, with ENTRY,
- * NAME(function), ONE(x), which loads an entry, FOUR(x), which loads four as doubles, and TURN(entry, x, length), which
- * loads four of each of four groups and turns them, defined. `ord` is a constant wherever these are
- * called, so each call compiles to one plain loop. The order of every sum is part of its result: 16 lanes of a row,
- * folded in halves; a column entry by entry.
+ * NAME(function), ONE(x), which loads an entry, FOUR(x), which loads four as doubles, TWO_FOURS(entry, x), which loads
+ * eight, and TURN(entry, x, length), which loads four of each of four groups and turns them, defined. `ord` is a constant
+ * wherever these are called, so each call compiles to one plain loop. The order of every sum is part of its result: 16
+ * lanes of a row, folded in halves; a column entry by entry.
  */
 
 static inline Four NAME(power)(Four v, int ord) { return ord == 2 ? four_mul(v, v) : four_size(v); }
@@ -26,12 +26,15 @@ static inline double NAME(plain_row)(const ENTRY *x, int64_t n, int ord) {
     ENTRY tail[LANES];
     for (int64_t left = n; left > 0; left -= LANES, x += LANES) {
         if (left < LANES) x = NAME(padded)(x, left, tail);
-        look_ahead(x, AHEAD);
+        look_ahead(x, sizeof(ENTRY) == 2 ? FAR_AHEAD : AHEAD);
         if (sizeof(ENTRY) == 8) look_ahead(x, AHEAD + 64);
-        a = NAME(add_power)(a, FOUR(x), ord);
-        b = NAME(add_power)(b, FOUR(x + 4), ord);
-        c = NAME(add_power)(c, FOUR(x + 8), ord);
-        d = NAME(add_power)(d, FOUR(x + 12), ord);
+        Four entry[4];
+        TWO_FOURS(entry, x);
+        TWO_FOURS(entry + 2, x + 8);
+        a = NAME(add_power)(a, entry[0], ord);
+        b = NAME(add_power)(b, entry[1], ord);
+        c = NAME(add_power)(c, entry[2], ord);
+        d = NAME(add_power)(d, entry[3], ord);
     }
     double lane[4];
     four_store(lane, four_add(four_add(a, c), four_add(b, d)));

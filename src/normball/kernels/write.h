@@ -42,19 +42,13 @@ static void write_block(
 
 static int keeps(Answer answer) { return answer.factor == 1 && !answer.careful; }
 
-/* How many rows are summed before they are judged together and written. */
-static int64_t rows_together(const Plan *plan) {
-    int64_t some = plan->bytes > CACHED_BYTES ? TOGETHER_BYTES / 8 : TOGETHER_BYTES; /* memory likes reads and writes mixed */
-    int64_t rows = some / (plan->length * itemsize(plan->dtype));
-    return rows < 1 ? 1 : rows > ROWS_TOGETHER ? ROWS_TOGETHER : rows;
-}
-
-/* A run of one group's entries. While they are written, which takes memory some time, a later group is brought in. */
+/* A run of one group's entries. While they are written, which takes memory some time, a later group is brought in;
+ * 16-bit entries take their sums longer, which bring in their own. */
 static void write_run(const Plan *plan, const char *x, int64_t x_step, char *y, int64_t y_step, int64_t length, Answer answer) {
     int64_t size = itemsize(plan->dtype), ahead = 0;
     int whole_lines = (((uintptr_t)y | (uintptr_t)(length * size)) & 63) == 0,
         streaming = plan->streaming && (whole_lines || length * size >= LEAST_STREAM);
-    if (plan->bytes > CACHED_BYTES && x_step == size && length * size <= NEXT_BYTES) ahead = rows_together(plan) * length * size;
+    if (plan->bytes > CACHED_BYTES && size > 2 && x_step == size && length * size <= NEXT_BYTES) ahead = plan->together * length * size;
     for (int64_t i = 0; i < length; i += ROW_BLOCK) {
         int64_t n = length - i < ROW_BLOCK ? length - i : ROW_BLOCK;
         for (int64_t at = 0; ahead && at < n * size; at += 64) look_ahead(x + i * size, ahead + at);
