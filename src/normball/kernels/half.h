@@ -78,28 +78,45 @@ static inline void scale_sixteen_bfloats(uint16_t *y, const uint16_t *x, Eight a
     _mm256_storeu_si256((__m256i *)y, _mm256_packus_epi32(_mm256_srli_epi32(first, 16), _mm256_srli_epi32(second, 16)));
 }
 #else
+#if defined(__SSE2__) || defined(_M_X64) /* gcc leaves so short a loop scalar */
+static inline Quad quad_of_halves(const uint16_t *x) { /* as half_to_float has it */
+    __m128i bits = _mm_unpacklo_epi16(_mm_loadl_epi64((const __m128i *)x), _mm_setzero_si128());
+    __m128i size = _mm_slli_epi32(_mm_and_si128(bits, _mm_set1_epi32(0x7fff)), 13);
+    __m128i sign = _mm_slli_epi32(_mm_and_si128(bits, _mm_set1_epi32(0x8000)), 16);
+    __m128i finite = _mm_castps_si128(_mm_mul_ps(_mm_castsi128_ps(size), _mm_set1_ps(0x1p112f)));
+    __m128i special = _mm_and_si128(_mm_cmpgt_epi32(size, _mm_set1_epi32(0x0f7fffff)), _mm_set1_epi32(0x7f800000));
+    Quad v;
+    _mm_storeu_ps(v.v, _mm_castsi128_ps(_mm_or_si128(_mm_or_si128(finite, special), sign)));
+    return v;
+}
+static inline Quad quad_of_bfloats(const uint16_t *x) {
+    Quad v;
+    __m128i bits = _mm_loadl_epi64((const __m128i *)x);
+    _mm_storeu_ps(v.v, _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), bits)));
+    return v;
+}
+#else
 static inline Quad quad_of_halves(const uint16_t *x) {
     Quad v;
     for (int k = 0; k < 4; k++) v.v[k] = half_to_float(x[k]);
     return v;
-}
-static inline Eight eight_of_halves(const uint16_t *x) {
-    float v[8];
-    for (int k = 0; k < 8; k++) v[k] = half_to_float(x[k]);
-    return eight_load(v);
 }
 static inline Quad quad_of_bfloats(const uint16_t *x) {
     Quad v;
     for (int k = 0; k < 4; k++) v.v[k] = bfloat_to_float(x[k]);
     return v;
 }
-static inline void two_fours_of_bfloats(Four *entry, const uint16_t *x) {
-    entry[0] = four_widen(quad_of_bfloats(x)), entry[1] = four_widen(quad_of_bfloats(x + 4));
+#endif
+static inline Eight eight_of_halves(const uint16_t *x) {
+    Quad v[2] = {quad_of_halves(x), quad_of_halves(x + 4)};
+    return eight_of_quads(v);
 }
 static inline Eight eight_of_bfloats(const uint16_t *x) {
-    float v[8];
-    for (int k = 0; k < 8; k++) v[k] = bfloat_to_float(x[k]);
-    return eight_load(v);
+    Quad v[2] = {quad_of_bfloats(x), quad_of_bfloats(x + 4)};
+    return eight_of_quads(v);
+}
+static inline void two_fours_of_bfloats(Four *entry, const uint16_t *x) {
+    entry[0] = four_widen(quad_of_bfloats(x)), entry[1] = four_widen(quad_of_bfloats(x + 4));
 }
 #endif
 

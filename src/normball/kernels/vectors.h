@@ -145,6 +145,11 @@ static inline Eight eight_load(const float *x) {
     memcpy(v.v, x, sizeof v.v);
     return v;
 }
+static inline Eight eight_of_quads(const Quad *x) {
+    Eight v;
+    memcpy(v.v, x, sizeof v.v);
+    return v;
+}
 static inline void eight_store(float *y, Eight v) { memcpy(y, v.v, sizeof v.v); }
 static inline Four eight_first(Eight v) { return four_widen(quad_load(v.v)); }
 static inline Four eight_last(Eight v) { return four_widen(quad_load(v.v + 4)); }
