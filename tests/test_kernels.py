@@ -467,6 +467,39 @@ def test_every_half_and_bfloat_is_read_and_written(kernel):
         assert_law(some, constrained(kernel, some, (), bound), (), bound, 0.0, 2)
 
 
+@needs_native
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_every_half_and_bfloat_is_the_truncated_product_on_every_instruction_set(dtype):
+    """All finite values times factors of their own, and all times one, against NumPy's float32 product."""
+    x = np.arange(65536, dtype=np.uint16).view(dtype)
+    with np.errstate(invalid="ignore"):  # signalling NaNs among them
+        x = x[np.isfinite(x.astype(np.float64))]
+    wide, usual = x.astype(np.float64), _native.select(_native.levels()[0])
+    try:
+        for level in _native.levels():
+            _native.select(level)
+            for share in (0.9, 0.3, 2.0**-11):
+                bound = np.abs(wide) * share
+                each = constrained(native, x, (), bound)
+                factor = (bound / np.where(wide, np.abs(wide), 1) * (1 - 2.01 * 2.0**-53)) * (1 - 2.01 * 2.0**-24)
+                at = np.abs(bound) > 2.0**-40  # below, not even the product is rounded up
+                assert same_bits(each[at], truncated(wide[at].astype(np.float32) * factor[at].astype(np.float32), dtype))
+                together = constrained(native, x, (0,), np.linalg.norm(wide / 2**99) * 2**99 * share)
+                _native.select("baseline")
+                assert same_bits(each, constrained(native, x, (), bound))
+                assert same_bits(together, constrained(native, x, (0,), np.linalg.norm(wide / 2**99) * 2**99 * share))
+                _native.select(level)
+    finally:
+        _native.select(usual)
+
+
+def truncated(values, dtype):
+    """Towards zero, by way of rounding to nearest and a step back."""
+    near = values.astype(dtype)
+    bits = near.view(np.uint16) - (np.abs(near.astype(np.float64)) > np.abs(values.astype(np.float64)))
+    return bits.astype(np.uint16).view(dtype)
+
+
 HUGE = 2**62
 # How a call can go about its work, forced for arrays of any size: (threads, limits as `_native.set_limits` takes them).
 WAYS = {

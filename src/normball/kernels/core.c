@@ -40,6 +40,7 @@ enum {
     BACK_ROWS = 16,      /* rows are written from the last to the first, so many at a time in memory's order */
     NEARBY = 16,         /* columns in place: gaps up to this long are rewritten with the bits they have */
     AHEAD = 256,                /* bytes that sums look ahead */
+    FAR_AHEAD = 1024,           /* the same of 16-bit entries, which nothing else brings in */
     NEXT_BYTES = 1 << 16,       /* groups up to this long are brought in while those before are written */
     LEAST_STREAM = 1 << 11,     /* of a shorter run, too few lines are whole ones */
     CACHED_BYTES = 1 << 20,     /* arrays up to this long are in cache already */
@@ -82,54 +83,9 @@ enum {
 #define AS_IT_STANDS
 #endif
 
-/* A factor as the float by which floats are multiplied: lowered and rounded once, as WIDE_MARGIN does it for doubles. */
-static inline float float_factor(double factor) { return factor == 1 ? 1 : (float)(factor * (1 - FLOAT_MARGIN)); }
-
-#define REAL double
-#define NAME(function) double_##function
-#define FOUR(x) four_load(x)
-#include "loops.h"
-#include "sums.h"
-#undef REAL
-#undef NAME
-#undef FOUR
-#define REAL float
-#define NAME(function) float_##function
-#define FOUR(x) four_widen(x)
-#include "loops.h"
-#include "sums.h"
-#undef REAL
-#undef NAME
-#undef FOUR
-
 /* In this order: each rests on those before it. */
+#include "dtypes.h"
 #include "memory.h"
-#define ENTRY float
-#define NAME(function) float_##function
-#define EIGHT(x) eight_load(x)
-#define ONE(x) (*(x))
-#include "quick.h"
-#undef ENTRY
-#undef NAME
-#undef EIGHT
-#undef ONE
-#define ENTRY uint16_t
-#define NAME(function) half_##function
-#define EIGHT(x) eight_of_halves(x)
-#define ONE(x) half_to_float(*(x))
-#include "quick.h"
-#undef NAME
-#undef EIGHT
-#undef ONE
-#define NAME(function) bfloat_##function
-#define EIGHT(x) eight_of_bfloats(x)
-#define ONE(x) bfloat_to_float(*(x))
-#include "quick.h"
-#undef ENTRY
-#undef NAME
-#undef EIGHT
-#undef ONE
-
 #include "plan.h"
 #include "groups.h"
 #include "judge.h"
@@ -249,7 +205,7 @@ static int settle_rows(const Plan *plan, Chunk *chunk, Place place, const int64_
 /* Rows: passed over as long as they clearly comply; then more and more of them together as long as some do not. */
 static void each_row(const Plan *plan, Place place, const int64_t *step, int64_t n) {
     int quick = plan->ord != NORMBALL_ORD_INF && plan->length * itemsize(plan->dtype) <= normball_limits_now.quick;
-    int64_t most = rows_together(plan), count = 1;
+    int64_t most = plan->together, count = 1;
     int hopeful = quick;
     double memory[CHUNK_ARRAYS * ROWS_TOGETHER];
     Chunk chunk;
