@@ -6,6 +6,12 @@
 
 static inline Four NAME(power)(Four v, int ord) { return ord == 2 ? four_mul(v, v) : four_size(v); }
 
+/* sum + power. */
+static inline Four NAME(plus_power)(Four sum, Four v, int ord) {
+    if (sizeof(REAL) == 4 && ord == 2) return four_add_exact_square(sum, v); /* of 24 bits: 48 */
+    return four_add(sum, NAME(power)(v, ord));
+}
+
 static inline double NAME(power_of_one)(double v, int ord) { return ord == 2 ? v * v : fabs(v); }
 
 /* The last n < LANES entries of a row, with zeros behind them, which change no sum. */
@@ -22,10 +28,10 @@ static inline double NAME(plain_row)(const REAL *x, int64_t n, int ord) {
         if (left < LANES) x = NAME(padded)(x, left, tail);
         look_ahead(x, AHEAD);
         if (sizeof(REAL) == 8) look_ahead(x, AHEAD + 64);
-        a = four_add(a, NAME(power)(FOUR(x), ord));
-        b = four_add(b, NAME(power)(FOUR(x + 4), ord));
-        c = four_add(c, NAME(power)(FOUR(x + 8), ord));
-        d = four_add(d, NAME(power)(FOUR(x + 12), ord));
+        a = NAME(plus_power)(a, FOUR(x), ord);
+        b = NAME(plus_power)(b, FOUR(x + 4), ord);
+        c = NAME(plus_power)(c, FOUR(x + 8), ord);
+        d = NAME(plus_power)(d, FOUR(x + 12), ord);
     }
     double lane[4];
     four_store(lane, four_add(four_add(a, c), four_add(b, d)));
@@ -77,7 +83,7 @@ static inline void NAME(plain_columns)(const char *x, int64_t row_step, int64_t 
             look_ahead(x, STEP_ROWS * (row_step + i * (int64_t)sizeof(REAL)));
             if (sizeof(REAL) * STEP_ROWS > 16) look_ahead(x, STEP_ROWS * (row_step + i * (int64_t)sizeof(REAL)) + 64);
             for (int k = 0; k < STEP_ROWS; k++)
-                total = four_add(total, NAME(power)(FOUR((const REAL *)(x + k * row_step) + i), ord));
+                total = NAME(plus_power)(total, FOUR((const REAL *)(x + k * row_step) + i), ord);
             four_store(sum + i, total);
         }
         for (; i < n; i++)
@@ -86,7 +92,7 @@ static inline void NAME(plain_columns)(const char *x, int64_t row_step, int64_t 
     for (; rows > 0; rows--, x += row_step) {
         const REAL *row = (const REAL *)x;
         int64_t i = 0;
-        for (; i + 4 <= n; i += 4) four_store(sum + i, four_add(four_load(sum + i), NAME(power)(FOUR(row + i), ord)));
+        for (; i + 4 <= n; i += 4) four_store(sum + i, NAME(plus_power)(four_load(sum + i), FOUR(row + i), ord));
         for (; i < n; i++) sum[i] += NAME(power_of_one)(row[i], ord);
     }
 }
@@ -106,33 +112,38 @@ static inline void NAME(accumulate_one)(double *high, double *low, double v, int
     *high = sum;
 }
 
-/* Eight rows of four columns: by the short form, which gives the same bits where no term is above the sum before it, as
- * few are; else by the long one. */
-static inline void NAME(accumulate_rows)(double *high, double *low, const char *x, int64_t row_step, int ord) {
-    Four start = four_load(high), start_low = four_load(low), sum = start, rest = start_low, above = four_all(0);
+/* Eight rows of `fours` times four columns: by the short form, which gives the same bits where no term is above the sum
+ * before it, so for few columns not; else by the long one. As each addition waits for the one before, two fours take
+ * turns. */
+static inline void NAME(accumulate_rows)(double *high, double *low, const char *x, int64_t row_step, int ord, int fours) {
+    Four sum[2], rest[2], most[2], above = four_all(0);
+    for (int f = 0; f < fours; f++) sum[f] = four_load(high + 4 * f), rest[f] = four_load(low + 4 * f), most[f] = above;
     AS_IT_STANDS
-    for (int k = 0; k < STEP_ROWS; k++) {
-        Four v = FOUR((const REAL *)(x + k * row_step));
-        above = four_either(above, four_above(NAME(power)(v, ord), sum));
-        NAME(accumulate_onto)(&sum, &rest, v, ord);
-    }
-    if (four_any(above)) {
-        sum = start, rest = start_low;
-        for (int k = 0; k < STEP_ROWS; k++) NAME(accumulate)(&sum, &rest, FOUR((const REAL *)(x + k * row_step)), ord);
-    }
-    four_store(high, sum);
-    four_store(low, rest);
+    for (int k = 0; k < STEP_ROWS; k++)
+        for (int f = 0; f < fours; f++) {
+            Four v = FOUR((const REAL *)(x + k * row_step) + 4 * f);
+            most[f] = four_larger(NAME(power)(v, ord), most[f]);
+            NAME(accumulate_onto)(&sum[f], &rest[f], v, ord);
+        }
+    for (int f = 0; f < fours; f++) above = four_either(above, four_above(most[f], four_load(high + 4 * f)));
+    if (four_any(above))
+        for (int f = 0; f < fours; f++) {
+            sum[f] = four_load(high + 4 * f), rest[f] = four_load(low + 4 * f);
+            for (int k = 0; k < STEP_ROWS; k++)
+                NAME(accumulate)(&sum[f], &rest[f], FOUR((const REAL *)(x + k * row_step) + 4 * f), ord);
+        }
+    for (int f = 0; f < fours; f++) four_store(high + 4 * f, sum[f]), four_store(low + 4 * f, rest[f]);
 }
 
 static inline void NAME(wide_columns)(
     const char *x, int64_t row_step, int64_t rows, int64_t n, double *restrict high, double *restrict low, int ord) {
     for (; rows >= STEP_ROWS; rows -= STEP_ROWS, x += STEP_ROWS * row_step) {
-        int64_t i = 0;
-        for (; i + 4 <= n; i += 4) {
-            for (int64_t at = 0; at < 4 * STEP_ROWS * (int64_t)sizeof(REAL); at += 64)
-                look_ahead(x, STEP_ROWS * (row_step + i * (int64_t)sizeof(REAL)) + at);
-            NAME(accumulate_rows)(high + i, low + i, x + i * (int64_t)sizeof(REAL), row_step, ord);
+        int64_t i = 0, size = sizeof(REAL);
+        for (; i + 8 <= n; i += 8) {
+            for (int64_t at = 0; at < 8 * STEP_ROWS * size; at += 64) look_ahead(x, STEP_ROWS * (row_step + i * size) + at);
+            NAME(accumulate_rows)(high + i, low + i, x + i * size, row_step, ord, 2);
         }
+        for (; i + 4 <= n; i += 4) NAME(accumulate_rows)(high + i, low + i, x + i * size, row_step, ord, 1);
         for (; i < n; i++)
             for (int k = 0; k < STEP_ROWS; k++)
                 NAME(accumulate_one)(&high[i], &low[i], ((const REAL *)(x + k * row_step))[i], ord);
