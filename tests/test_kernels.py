@@ -3,6 +3,7 @@
 Nothing here has a tolerance but the 4 units in the last place that the promise itself allows.
 """
 
+import itertools
 import math
 import os
 import subprocess
@@ -580,6 +581,25 @@ def test_layouts_in_every_way(going):
                     for _, target in layouts(np.zeros_like(x)):
                         native.constrain(other, target, axes, max_norm, 0.0, 2)
                         assert same_bits(target, want), (shape, axes, way)
+
+
+@needs_native
+def test_a_column_has_its_bits_wherever_it_lies(going):
+    """Columns are summed eight or four at a time by a short form, where no term is above the sum; the last ones one by
+    one, always by the long form."""
+    rng = np.random.default_rng(17)
+    for dtype, level in itertools.product((np.float64, np.float32), _native.levels()):
+        going("as ever", level)
+        for seed in range(60):
+            column = rng.standard_normal((24 + seed, 1))
+            if seed % 2:  # terms are above the sum, and far above, now and then
+                column *= 10.0 ** rng.integers(-9, 9, column.shape)
+            x = np.repeat(column.astype(dtype), 23, axis=1)
+            for ord in (1, 2):
+                norms = native.norms(x, (0,), ord)
+                y = constrained(native, x, (0,), norms / 3, 0.0, ord)
+                assert (norms == norms[:, :1]).all()
+                assert (y == y[:, :1]).all()
 
 
 COUNTING = """

@@ -115,33 +115,38 @@ static inline void NAME(accumulate_one)(double *high, double *low, double v, int
     *high = sum;
 }
 
-/* Eight rows of four columns: by the short form, which gives the same bits where no term is above the sum before it, as
- * few are; else by the long one. */
-static inline void NAME(accumulate_rows)(double *high, double *low, const char *x, int64_t row_step, int ord) {
-    Four start = four_load(high), start_low = four_load(low), sum = start, rest = start_low, above = four_all(0);
+/* Eight rows of `fours` times four columns: by the short form, which gives the same bits where no term is above the sum
+ * before it, so for few columns not; else by the long one. As each addition waits for the one before, two fours take
+ * turns. */
+static inline void NAME(accumulate_rows)(double *high, double *low, const char *x, int64_t row_step, int ord, int fours) {
+    Four sum[2], rest[2], most[2], above = four_all(0);
+    for (int f = 0; f < fours; f++) sum[f] = four_load(high + 4 * f), rest[f] = four_load(low + 4 * f), most[f] = above;
     AS_IT_STANDS
-    for (int k = 0; k < STEP_ROWS; k++) {
-        Four v = FOUR((const ENTRY *)(x + k * row_step));
-        above = four_either(above, four_above(NAME(power)(v, ord), sum));
-        NAME(accumulate_onto)(&sum, &rest, v, ord);
-    }
-    if (four_any(above)) {
-        sum = start, rest = start_low;
-        for (int k = 0; k < STEP_ROWS; k++) NAME(accumulate)(&sum, &rest, FOUR((const ENTRY *)(x + k * row_step)), ord);
-    }
-    four_store(high, sum);
-    four_store(low, rest);
+    for (int k = 0; k < STEP_ROWS; k++)
+        for (int f = 0; f < fours; f++) {
+            Four v = FOUR((const ENTRY *)(x + k * row_step) + 4 * f);
+            most[f] = four_larger(NAME(power)(v, ord), most[f]);
+            NAME(accumulate_onto)(&sum[f], &rest[f], v, ord);
+        }
+    for (int f = 0; f < fours; f++) above = four_either(above, four_above(most[f], four_load(high + 4 * f)));
+    if (four_any(above))
+        for (int f = 0; f < fours; f++) {
+            sum[f] = four_load(high + 4 * f), rest[f] = four_load(low + 4 * f);
+            for (int k = 0; k < STEP_ROWS; k++)
+                NAME(accumulate)(&sum[f], &rest[f], FOUR((const ENTRY *)(x + k * row_step) + 4 * f), ord);
+        }
+    for (int f = 0; f < fours; f++) four_store(high + 4 * f, sum[f]), four_store(low + 4 * f, rest[f]);
 }
 
 static inline void NAME(wide_columns)(
     const char *x, int64_t row_step, int64_t rows, int64_t n, double *restrict high, double *restrict low, int ord) {
     for (; rows >= STEP_ROWS; rows -= STEP_ROWS, x += STEP_ROWS * row_step) {
-        int64_t i = 0;
-        for (; i + 4 <= n; i += 4) {
-            for (int64_t at = 0; at < 4 * STEP_ROWS * (int64_t)sizeof(ENTRY); at += 64)
-                look_ahead(x, STEP_ROWS * (row_step + i * (int64_t)sizeof(ENTRY)) + at);
-            NAME(accumulate_rows)(high + i, low + i, x + i * (int64_t)sizeof(ENTRY), row_step, ord);
+        int64_t i = 0, size = sizeof(ENTRY);
+        for (; i + 8 <= n; i += 8) {
+            for (int64_t at = 0; at < 8 * STEP_ROWS * size; at += 64) look_ahead(x, STEP_ROWS * (row_step + i * size) + at);
+            NAME(accumulate_rows)(high + i, low + i, x + i * size, row_step, ord, 2);
         }
+        for (; i + 4 <= n; i += 4) NAME(accumulate_rows)(high + i, low + i, x + i * size, row_step, ord, 1);
         for (; i < n; i++)
             for (int k = 0; k < STEP_ROWS; k++)
                 NAME(accumulate_one)(&high[i], &low[i], ONE((const ENTRY *)(x + k * row_step) + i), ord);

@@ -32,6 +32,8 @@ static inline Four four_square_minus(Four v, Four square, Four near) {
     (void)square;
     return _mm256_fmsub_pd(v, v, near);
 }
+/* The larger; b where one is NaN. */
+static inline Four four_larger(Four a, Four b) { return _mm256_max_pd(a, b); }
 /* Where a is above b; such answers collected; whether there is any. */
 static inline Four four_above(Four a, Four b) { return _mm256_cmp_pd(a, b, _CMP_GT_OQ); }
 static inline Four four_either(Four a, Four b) { return _mm256_or_pd(a, b); }
@@ -71,6 +73,7 @@ static inline Pair pair_add(Pair a, Pair b) { return _mm_add_pd(a, b); }
 static inline Pair pair_sub(Pair a, Pair b) { return _mm_sub_pd(a, b); }
 static inline Pair pair_mul(Pair a, Pair b) { return _mm_mul_pd(a, b); }
 static inline Pair pair_size(Pair v) { return _mm_andnot_pd(_mm_set1_pd(-0.0), v); }
+static inline Pair pair_larger(Pair a, Pair b) { return _mm_max_pd(a, b); }
 static inline Pair pair_above(Pair a, Pair b) { return _mm_cmpgt_pd(a, b); }
 static inline Pair pair_either(Pair a, Pair b) { return _mm_or_pd(a, b); }
 static inline int pair_any(Pair a) { return _mm_movemask_pd(a) != 0; }
@@ -85,6 +88,9 @@ static inline Pair pair_add(Pair a, Pair b) { return (Pair){{a.v[0] + b.v[0], a.
 static inline Pair pair_sub(Pair a, Pair b) { return (Pair){{a.v[0] - b.v[0], a.v[1] - b.v[1]}}; }
 static inline Pair pair_mul(Pair a, Pair b) { return (Pair){{a.v[0] * b.v[0], a.v[1] * b.v[1]}}; }
 static inline Pair pair_size(Pair v) { return (Pair){{fabs(v.v[0]), fabs(v.v[1])}}; }
+static inline Pair pair_larger(Pair a, Pair b) {
+    return (Pair){{a.v[0] > b.v[0] ? a.v[0] : b.v[0], a.v[1] > b.v[1] ? a.v[1] : b.v[1]}};
+}
 static inline Pair pair_above(Pair a, Pair b) { return (Pair){{a.v[0] > b.v[0], a.v[1] > b.v[1]}}; }
 static inline Pair pair_either(Pair a, Pair b) { return pair_add(a, b); }
 static inline int pair_any(Pair a) { return a.v[0] != 0 || a.v[1] != 0; }
@@ -135,6 +141,7 @@ static inline Four four_size(Four x) { return (Four){pair_size(x.a), pair_size(x
 static inline Four four_square_minus(Four v, Four square, Four near) {
     return (Four){pair_square_minus(v.a, square.a, near.a), pair_square_minus(v.b, square.b, near.b)};
 }
+static inline Four four_larger(Four x, Four y) { return (Four){pair_larger(x.a, y.a), pair_larger(x.b, y.b)}; }
 static inline Four four_above(Four x, Four y) { return (Four){pair_above(x.a, y.a), pair_above(x.b, y.b)}; }
 static inline Four four_either(Four x, Four y) { return (Four){pair_either(x.a, y.a), pair_either(x.b, y.b)}; }
 static inline int four_any(Four x) { return pair_any(x.a) || pair_any(x.b); }
