@@ -39,25 +39,8 @@ static inline Wide merge_sums(Wide a, Wide b, int64_t ord) {
     return wide_add(a, b.high, b.low);
 }
 
-/* The power of two above a sum: no term of the sum is much above it. */
-static inline double bias_of(double sum) {
-    int exponent;
-    frexp(sum, &exponent);
-    return ldexp(1, exponent);
-}
-
-/* Sums in two words of at most ROW_BLOCK entries. */
-static Wide wide_block_of_doubles(const double *x, int64_t n, int64_t ord) {
-    double sum = ord == 2 ? double_plain_row(x, n, 2) : double_plain_row(x, n, 1);
-    if (!(sum >= LEAST_BLOCK && sum <= MOST_SUM)) return (Wide){sum, 0};
-    return ord == 2 ? double_biased_row(x, n, 2, bias_of(sum)) : double_biased_row(x, n, 1, bias_of(sum));
-}
-
-static Wide wide_block_of_floats(const float *x, int64_t n, int64_t ord) {
-    double sum = ord == 2 ? float_quick_row(x, n, 2) : float_quick_row(x, n, 1);
-    if (!(sum >= LEAST_QUICK && sum <= MOST_QUICK)) sum = ord == 2 ? float_plain_row(x, n, 2) : float_plain_row(x, n, 1);
-    if (!(sum > 0 && sum <= MOST_SUM)) return (Wide){sum, 0};
-    return ord == 2 ? float_biased_row(x, n, 2, bias_of(sum)) : float_biased_row(x, n, 1, bias_of(sum));
+static Wide wide_block(const double *x, int64_t n, int64_t ord) {
+    return ord == 2 ? double_wide_row(x, n, 2) : double_wide_row(x, n, 1);
 }
 
 /* The sum (or the largest) of at most ROW_BLOCK entries at x. */
@@ -67,10 +50,10 @@ static Wide row_block(const Plan *plan, const char *x, int64_t step, int64_t n) 
     const void *values = fetch(plan->dtype, x, step, n, &buffer);
     if (plan->dtype == NORMBALL_F64) {
         if (ord == NORMBALL_ORD_INF) return (Wide){double_largest(values, n), 0};
-        return wide_block_of_doubles(values, n, ord);
+        return wide_block(values, n, ord);
     }
     if (ord == NORMBALL_ORD_INF) return (Wide){float_largest(values, n), 0};
-    if (plan->wide) return wide_block_of_floats(values, n, ord);
+    if (plan->wide) return ord == 2 ? float_wide_row(values, n, 2) : float_wide_row(values, n, 1);
     return (Wide){ord == 2 ? float_plain_row(values, n, 2) : float_plain_row(values, n, 1), 0};
 }
 
@@ -152,7 +135,7 @@ static Wide scaled_row(const Part *part, int exponent) {
             const double *x = fetch_doubles(plan->dtype, walk.place.at[X] + i * step, step, n, buffer);
             for (int64_t k = 0; k < n; k++) scaled[k] = ldexp(x[k], -exponent);
             Wide block = plan->ord == NORMBALL_ORD_INF ? (Wide){double_largest(scaled, n), 0}
-                                                       : wide_block_of_doubles(scaled, n, plan->ord);
+                                                       : wide_block(scaled, n, plan->ord);
             sum = merge_sums(sum, block, plan->ord);
         }
     } while (walk_next(&walk));
