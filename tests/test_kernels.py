@@ -363,6 +363,29 @@ def test_norms_compare_with_a_bound_as_the_exact_norms_do(kernel, ord):
                 )
 
 
+@pytest.mark.parametrize("ord", [1, 2])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_first_entries_promise_nothing(kernel, dtype, ord):
+    """The C kernel guesses from a block's first entries how large its sum is: too low here, too high, or just so."""
+    rng = np.random.default_rng(18)
+    for n in (64, 65, 80, 1024, 1100):
+        for first in (0.0, 1e-150 if dtype == np.float64 else 1e-30, 1e-4, 2.0**-5, 2.0**-4.5, 0.03, 0.1, 1.0, 1e4, 1e9):
+            for late in (1.0, 64.0):  # larger than all before it
+                x = np.sort(np.abs(rng.standard_normal(n))).astype(dtype)
+                x[:64] = (first * rng.uniform(0.5, 1, 64)).astype(dtype)
+                x[-1] *= dtype(late)
+                want = exact_norm(x.tolist(), ord)
+                norm = float(kernel.norms(x, (0,), ord)[0])
+                assert abs(Fraction(norm) - want) <= ulp(want, np.float64)
+                for bound in (norm, math.nextafter(norm, 0), math.nextafter(norm, math.inf)):
+                    out = np.empty_like(x)
+                    total = float(kernel.constrain_total([x[: n // 2], x], [out[: n // 2].copy(), out], bound, 0.0, ord))
+                    both = exact_norm(x[: n // 2].tolist() + x.tolist(), ord)
+                    assert abs(Fraction(total) - both) <= ulp(both, np.float64)
+                    beside = float(kernel.norms(x, (0,), ord, np.full(1, bound))[0])
+                    assert (beside > bound) == (want > Fraction(bound))
+
+
 def test_empty(kernel):
     for shape, axes in [((0,), (0,)), ((0, 3), (0,)), ((3, 0), (0,)), ((2, 0, 3), (1,)), ((), ())]:
         x = np.ones(shape)

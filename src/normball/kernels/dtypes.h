@@ -25,13 +25,6 @@ typedef struct {
 /* A factor as the float by which floats are multiplied: lowered and rounded once, as WIDE_MARGIN does it for doubles. */
 static inline float float_factor(double factor) { return factor == 1 ? 1 : (float)(factor * (1 - FLOAT_MARGIN)); }
 
-/* The power of two above a sum: no term of the sum is much above it. */
-static inline double bias_of(double sum) {
-    int exponent;
-    frexp(sum, &exponent);
-    return ldexp(1, exponent);
-}
-
 #define TWO_FOURS(entry, x) ((entry)[0] = FOUR(x), (entry)[1] = FOUR((x) + 4))
 #define ENTRY double
 #define NAME(function) double_##function

@@ -12,12 +12,8 @@ static double NAME(quickly)(const void *x, int64_t n, int64_t ord) {
     return ord == 2 ? QUICK(row)(x, n, 2) : QUICK(row)(x, n, 1);
 }
 
-/* In two words, from a bias that a cheaper sum gives. */
 static Wide NAME(wide_row)(const void *x, int64_t n, int64_t ord) {
-    double sum = NAME(quickly)(x, n, ord);
-    if (sizeof(ENTRY) < 8 && !(sum >= LEAST_QUICK && sum <= MOST_QUICK)) sum = NAME(row)(x, n, ord);
-    if (!(sum >= LEAST_BLOCK && sum <= MOST_SUM)) return (Wide){sum, 0};
-    return ord == 2 ? NAME(biased_row)(x, n, 2, bias_of(sum)) : NAME(biased_row)(x, n, 1, bias_of(sum));
+    return ord == 2 ? NAME(two_words_row)(x, n, 2) : NAME(two_words_row)(x, n, 1);
 }
 
 static void NAME(columns)(

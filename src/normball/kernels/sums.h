@@ -26,7 +26,7 @@ static inline double NAME(plain_row)(const ENTRY *x, int64_t n, int ord) {
     ENTRY tail[LANES];
     for (int64_t left = n; left > 0; left -= LANES, x += LANES) {
         if (left < LANES) x = NAME(padded)(x, left, tail);
-        look_ahead(x, sizeof(ENTRY) == 2 ? FAR_AHEAD : AHEAD);
+        look_ahead(x, sizeof(ENTRY) == 2 ? NARROW_AHEAD : AHEAD);
         if (sizeof(ENTRY) == 8) look_ahead(x, AHEAD + 64);
         Four entry[4];
         TWO_FOURS(entry, x);
@@ -56,6 +56,8 @@ static inline Wide NAME(biased_row)(const ENTRY *x, int64_t n, int ord, double b
     ENTRY tail[LANES];
     for (int64_t left = n; left > 0; left -= LANES, x += LANES) {
         if (left < LANES) x = NAME(padded)(x, left, tail);
+        look_ahead(x, FAR_AHEAD);
+        if (sizeof(ENTRY) == 8) look_ahead(x, FAR_AHEAD + 64);
         for (int k = 0; k < 4; k++) NAME(accumulate_onto)(&high[k], &low[k], FOUR(x + 4 * k), ord);
     }
     for (int k = 0; k < 4; k++) high[k] = four_sub(high[k], start); /* exact: bias is a multiple of every ulp in there */
@@ -75,6 +77,20 @@ static inline Wide NAME(biased_row)(const ENTRY *x, int64_t n, int ord, double b
             rest[l] += sum.low + rest[l + half];
         }
     return (Wide){lane[0], rest[0]};
+}
+
+/* In two words, at most ROW_BLOCK entries. Memory is read once where a bias guessed from the first few turns out to be
+ * above the whole sum, and so above every term; else twice. */
+static inline Wide NAME(two_words_row)(const ENTRY *x, int64_t n, int ord) {
+    double some = n > PROBE ? NAME(plain_row)(x, PROBE, ord) : 0;
+    if (some >= LEAST_BLOCK && some <= MOST_SUM) {
+        double bias = BIAS_HEADROOM * bias_of(some);
+        Wide sum = NAME(biased_row)(x, n, ord, bias);
+        if (sum.high <= bias) return sum;
+    }
+    double sum = NAME(plain_row)(x, n, ord);
+    if (!(sum >= LEAST_BLOCK && sum <= MOST_SUM)) return (Wide){sum, 0};
+    return NAME(biased_row)(x, n, ord, bias_of(sum));
 }
 
 /* Add a few rows of n columns, the next at row_step bytes, to the columns' sums. */
