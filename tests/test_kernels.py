@@ -3,6 +3,7 @@
 Nothing here has a tolerance but the 4 units in the last place that the promise itself allows.
 """
 
+import itertools
 import math
 import os
 import subprocess
@@ -362,6 +363,29 @@ def test_norms_compare_with_a_bound_as_the_exact_norms_do(kernel, ord):
                 )
 
 
+@pytest.mark.parametrize("ord", [1, 2])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_first_entries_promise_nothing(kernel, dtype, ord):
+    """The C kernel guesses from a block's first entries how large its sum is: too low here, too high, or just so."""
+    rng = np.random.default_rng(18)
+    for n in (64, 65, 80, 1024, 1100):
+        for first in (0.0, 1e-150 if dtype == np.float64 else 1e-30, 1e-4, 2.0**-5, 2.0**-4.5, 0.03, 0.1, 1.0, 1e4, 1e9):
+            for late in (1.0, 64.0):  # larger than all before it
+                x = np.sort(np.abs(rng.standard_normal(n))).astype(dtype)
+                x[:64] = (first * rng.uniform(0.5, 1, 64)).astype(dtype)
+                x[-1] *= dtype(late)
+                want = exact_norm(x.tolist(), ord)
+                norm = float(kernel.norms(x, (0,), ord)[0])
+                assert abs(Fraction(norm) - want) <= ulp(want, np.float64)
+                for bound in (norm, math.nextafter(norm, 0), math.nextafter(norm, math.inf)):
+                    out = np.empty_like(x)
+                    total = float(kernel.constrain_total([x[: n // 2], x], [out[: n // 2].copy(), out], bound, 0.0, ord))
+                    both = exact_norm(x[: n // 2].tolist() + x.tolist(), ord)
+                    assert abs(Fraction(total) - both) <= ulp(both, np.float64)
+                    beside = float(kernel.norms(x, (0,), ord, np.full(1, bound))[0])
+                    assert (beside > bound) == (want > Fraction(bound))
+
+
 def test_empty(kernel):
     for shape, axes in [((0,), (0,)), ((0, 3), (0,)), ((3, 0), (0,)), ((2, 0, 3), (1,)), ((), ())]:
         x = np.ones(shape)
@@ -467,6 +491,39 @@ def test_every_half_and_bfloat_is_read_and_written(kernel):
         assert_law(some, constrained(kernel, some, (), bound), (), bound, 0.0, 2)
 
 
+@needs_native
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_every_half_and_bfloat_is_the_truncated_product_on_every_instruction_set(dtype):
+    """All finite values times factors of their own, and all times one, against NumPy's float32 product."""
+    x = np.arange(65536, dtype=np.uint16).view(dtype)
+    with np.errstate(invalid="ignore"):  # signalling NaNs among them
+        x = x[np.isfinite(x.astype(np.float64))]
+    wide, usual = x.astype(np.float64), _native.select(_native.levels()[0])
+    try:
+        for level in _native.levels():
+            _native.select(level)
+            for share in (0.9, 0.3, 2.0**-11):
+                bound = np.abs(wide) * share
+                each = constrained(native, x, (), bound)
+                factor = (bound / np.where(wide, np.abs(wide), 1) * (1 - 2.01 * 2.0**-53)) * (1 - 2.01 * 2.0**-24)
+                at = np.abs(bound) > 2.0**-40  # below, not even the product is rounded up
+                assert same_bits(each[at], truncated(wide[at].astype(np.float32) * factor[at].astype(np.float32), dtype))
+                together = constrained(native, x, (0,), np.linalg.norm(wide / 2**99) * 2**99 * share)
+                _native.select("baseline")
+                assert same_bits(each, constrained(native, x, (), bound))
+                assert same_bits(together, constrained(native, x, (0,), np.linalg.norm(wide / 2**99) * 2**99 * share))
+                _native.select(level)
+    finally:
+        _native.select(usual)
+
+
+def truncated(values, dtype):
+    """Towards zero, by way of rounding to nearest and a step back."""
+    near = values.astype(dtype)
+    bits = near.view(np.uint16) - (np.abs(near.astype(np.float64)) > np.abs(values.astype(np.float64)))
+    return bits.astype(np.uint16).view(dtype)
+
+
 HUGE = 2**62
 # How a call can go about its work, forced for arrays of any size: (threads, limits as `_native.set_limits` takes them).
 WAYS = {
@@ -547,6 +604,25 @@ def test_layouts_in_every_way(going):
                     for _, target in layouts(np.zeros_like(x)):
                         native.constrain(other, target, axes, max_norm, 0.0, 2)
                         assert same_bits(target, want), (shape, axes, way)
+
+
+@needs_native
+def test_a_column_has_its_bits_wherever_it_lies(going):
+    """Columns are summed eight or four at a time by a short form, where no term is above the sum; the last ones one by
+    one, always by the long form."""
+    rng = np.random.default_rng(17)
+    for dtype, level in itertools.product((np.float64, np.float32), _native.levels()):
+        going("as ever", level)
+        for seed in range(60):
+            column = rng.standard_normal((24 + seed, 1))
+            if seed % 2:  # terms are above the sum, and far above, now and then
+                column *= 10.0 ** rng.integers(-9, 9, column.shape)
+            x = np.repeat(column.astype(dtype), 23, axis=1)
+            for ord in (1, 2):
+                norms = native.norms(x, (0,), ord)
+                y = constrained(native, x, (0,), norms / 3, 0.0, ord)
+                assert (norms == norms[:, :1]).all()
+                assert (y == y[:, :1]).all()
 
 
 COUNTING = """

@@ -34,6 +34,13 @@ static inline Wide wide_add(Wide sum, double high, double low) {
     return (Wide){total, rest - (total - s.high)};
 }
 
+/* The power of two above a sum: no term of the sum is much above it. */
+static inline double bias_of(double sum) {
+    int exponent;
+    frexp(sum, &exponent);
+    return ldexp(1, exponent);
+}
+
 static inline double double_larger(double largest, double size) { /* NaN stays */
     return (size > largest) | (size != size) ? size : largest;
 }

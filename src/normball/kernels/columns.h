@@ -28,61 +28,24 @@ typedef struct {
     int64_t row_step, rows, step, n;
 } Rows;
 
-static void sum_floats(const Plan *plan, const char *x, int64_t row_step, int64_t rows, int64_t n, double *high, double *low) {
-    if (plan->ord == NORMBALL_ORD_INF) float_largest_columns(x, row_step, rows, n, high);
-    else if (plan->wide && plan->ord == 2) float_wide_columns(x, row_step, rows, n, high, low, 2);
-    else if (plan->wide) float_wide_columns(x, row_step, rows, n, high, low, 1);
-    else if (plan->ord == 2) float_plain_columns(x, row_step, rows, n, high, 2);
-    else float_plain_columns(x, row_step, rows, n, high, 1);
-}
-
-static void sum_doubles(const Plan *plan, const char *x, int64_t row_step, int64_t rows, int64_t n, double *high, double *low) {
-    if (plan->ord == NORMBALL_ORD_INF) double_largest_columns(x, row_step, rows, n, high);
-    else if (plan->ord == 2) double_wide_columns(x, row_step, rows, n, high, low, 2);
-    else double_wide_columns(x, row_step, rows, n, high, low, 1);
-}
-
-/* Sums that are only good enough to see that norms are clearly within their bounds; of entries side by side. */
-static void sum_quickly(const Plan *plan, const char *x, int64_t row_step, int64_t rows, int64_t n, double *sum) {
-    int squares = plan->ord == 2;
-    switch (plan->dtype) {
-    case NORMBALL_F64:
-        if (squares) double_plain_columns(x, row_step, rows, n, sum, 2);
-        else double_plain_columns(x, row_step, rows, n, sum, 1);
-        break;
-    case NORMBALL_F32:
-        if (squares) float_quick_columns(x, row_step, rows, n, sum, 2);
-        else float_quick_columns(x, row_step, rows, n, sum, 1);
-        break;
-    case NORMBALL_F16:
-        if (squares) half_quick_columns(x, row_step, rows, n, sum, 2);
-        else half_quick_columns(x, row_step, rows, n, sum, 1);
-        break;
-    default:
-        if (squares) bfloat_quick_columns(x, row_step, rows, n, sum, 2);
-        else bfloat_quick_columns(x, row_step, rows, n, sum, 1);
-    }
-}
-
 /* A few rows, fetched ROW_BLOCK columns at a time where they do not lie as the sums need them. */
 static void sum_rows(const Plan *plan, Chunk *chunk, Rows rows, double *high, double *low) {
-    int64_t work = worksize(plan->dtype);
+    const Entries *entries = entries_of(plan->dtype);
+    int64_t size = itemsize(plan->dtype);
     if (!low) {
-        sum_quickly(plan, rows.x, rows.row_step, rows.rows, rows.n, high);
+        entries->columns_quickly(rows.x, rows.row_step, rows.rows, rows.n, high, plan->ord);
         return;
     }
+    if (rows.step == size) {
+        entries->columns(rows.x, rows.row_step, rows.rows, rows.n, high, low, plan->ord, plan->wide);
+        return;
+    }
+    char *packed = (char *)chunk->rows;
     for (int64_t j = 0; j < rows.n; j += ROW_BLOCK) {
-        int direct = works_in_place(plan->dtype, rows.step);
-        int64_t n = direct || rows.n - j < ROW_BLOCK ? rows.n - j : ROW_BLOCK, row_step = direct ? rows.row_step : n * work;
-        const char *x = rows.x + j * rows.step;
-        if (!direct) {
-            char *packed = (char *)chunk->rows;
-            for (int64_t k = 0; k < rows.rows; k++) fetch(plan->dtype, x + k * rows.row_step, rows.step, n, packed + k * n * work);
-            x = packed;
-        }
-        if (plan->dtype == NORMBALL_F64) sum_doubles(plan, x, row_step, rows.rows, n, high + j, low + j);
-        else sum_floats(plan, x, row_step, rows.rows, n, high + j, low + j);
-        if (direct) return;
+        int64_t n = rows.n - j < ROW_BLOCK ? rows.n - j : ROW_BLOCK;
+        for (int64_t k = 0; k < rows.rows; k++)
+            fetch(plan->dtype, rows.x + k * rows.row_step + j * rows.step, rows.step, n, packed + k * n * size);
+        entries->columns(packed, n * size, rows.rows, n, high + j, low + j, plan->ord, plan->wide);
     }
 }
 
@@ -174,25 +137,6 @@ static void sum_residues(const Plan *plan, Chunk *chunk, Rows rows, const char *
     }
 }
 
-/* Short groups that lie one behind the other: each is summed as if it were a column. */
-static void sum_packed(const Plan *plan, Chunk *chunk, const char *x, int64_t n) {
-    int64_t most = ROW_BLOCK / plan->length, size = itemsize(plan->dtype), length = plan->length;
-    double *high = chunk->high, *low = chunk->low;
-    for (int64_t j = 0; j < n; j += most) {
-        int64_t part = n - j < most ? n - j : most;
-        const void *values = fetch(plan->dtype, x + j * length * size, size, part * length, chunk->rows);
-        if (plan->dtype == NORMBALL_F64) {
-            if (plan->ord == NORMBALL_ORD_INF) double_largest_short(values, length, part, high + j);
-            else if (plan->ord == 2) double_wide_short(values, length, part, high + j, low + j, 2);
-            else double_wide_short(values, length, part, high + j, low + j, 1);
-        } else if (plan->ord == NORMBALL_ORD_INF) float_largest_short(values, length, part, high + j);
-        else if (plan->wide && plan->ord == 2) float_wide_short(values, length, part, high + j, low + j, 2);
-        else if (plan->wide) float_wide_short(values, length, part, high + j, low + j, 1);
-        else if (plan->ord == 2) float_plain_short(values, length, part, high + j, 2);
-        else float_plain_short(values, length, part, high + j, 1);
-    }
-}
-
 /* The same as merging with nothing. */
 static void normalise(const Plan *plan, double *restrict high, double *restrict low, int64_t n) {
     for (int64_t j = 0; plan->wide && j < n; j++) {
@@ -205,9 +149,9 @@ static void normalise(const Plan *plan, double *restrict high, double *restrict 
 /* The sums of n columns, the first at `place`, `step` apart, `fed` as far as feed has it. */
 static void sum_columns(const Plan *plan, Chunk *chunk, Place place, int64_t step, int64_t n, const char *fed) {
     clear(chunk->high, chunk->low, n);
-    if (plan->packed) {
+    if (plan->packed) { /* short groups one behind the other: each is summed as if it were a column */
         feed(plan, place.at[X], n * plan->length, fed);
-        sum_packed(plan, chunk, place.at[X], n);
+        entries_of(plan->dtype)->short_groups(place.at[X], plan->length, n, chunk->high, chunk->low, plan->ord, plan->wide);
         normalise(plan, chunk->high, chunk->low, n);
         return;
     }

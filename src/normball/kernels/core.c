@@ -39,7 +39,10 @@ enum {
     PROBE_ROWS = 16,     /* rows after which a quick sum is given up where it does not look good */
     BACK_ROWS = 16,      /* rows are written from the last to the first, so many at a time in memory's order */
     NEARBY = 16,         /* columns in place: gaps up to this long are rewritten with the bits they have */
+    PROBE = 64,                 /* entries of a block from which its bias is guessed */
     AHEAD = 256,                /* bytes that sums look ahead */
+    NARROW_AHEAD = 1024,        /* the same of 16-bit entries, which nothing else brings in */
+    FAR_AHEAD = 4096,           /* the same of sums in two words, which take longer: a block of floats */
     NEXT_BYTES = 1 << 16,       /* groups up to this long are brought in while those before are written */
     LEAST_STREAM = 1 << 11,     /* of a shorter run, too few lines are whole ones */
     CACHED_BYTES = 1 << 20,     /* arrays up to this long are in cache already */
@@ -61,13 +64,13 @@ enum {
 #define LEAST_SUM 0x1p-700
 #define MOST_SUM 0x1p900
 #define LEAST_BLOCK 0x1p-800  /* a block below this adds nothing that counts to a sum that is in range */
+#define BIAS_HEADROOM 0x1p10  /* a block's sum may be so many times that of its first few entries */
 #define SURELY_ABOVE 0x1p-340 /* a bound above every norm whose sum is below LEAST_SUM */
 #define LEAST_BOUND 0x1p-400
 #define LEAST_FACTOR 0x1p-900
 #define LEAST_NARROW_BOUND 0x1p-40 /* 2**60 entries rounded up by 2**-150 each are less than 2**-30 of it */
 #define LEAST_NARROW_FACTOR 0x1p-100
-#define LEAST_QUICK 0x1p-100 /* quick sums of floats neither underflow nor overflow in between */
-#define MOST_QUICK 0x1p120
+#define LEAST_QUICK 0x1p-100 /* what quick sums of floats may lose to underflow */
 
 /* What compilers are told of loops: that their turns touch different memory; that unrolling costs more registers than
  * there are. */
@@ -82,54 +85,9 @@ enum {
 #define AS_IT_STANDS
 #endif
 
-/* A factor as the float by which floats are multiplied: lowered and rounded once, as WIDE_MARGIN does it for doubles. */
-static inline float float_factor(double factor) { return factor == 1 ? 1 : (float)(factor * (1 - FLOAT_MARGIN)); }
-
-#define REAL double
-#define NAME(function) double_##function
-#define FOUR(x) four_load(x)
-#include "loops.h"
-#include "sums.h"
-#undef REAL
-#undef NAME
-#undef FOUR
-#define REAL float
-#define NAME(function) float_##function
-#define FOUR(x) four_widen(x)
-#include "loops.h"
-#include "sums.h"
-#undef REAL
-#undef NAME
-#undef FOUR
-
 /* In this order: each rests on those before it. */
+#include "dtypes.h"
 #include "memory.h"
-#define ENTRY float
-#define NAME(function) float_##function
-#define EIGHT(x) eight_load(x)
-#define ONE(x) (*(x))
-#include "quick.h"
-#undef ENTRY
-#undef NAME
-#undef EIGHT
-#undef ONE
-#define ENTRY uint16_t
-#define NAME(function) half_##function
-#define EIGHT(x) eight_of_halves(x)
-#define ONE(x) half_to_float(*(x))
-#include "quick.h"
-#undef NAME
-#undef EIGHT
-#undef ONE
-#define NAME(function) bfloat_##function
-#define EIGHT(x) eight_of_bfloats(x)
-#define ONE(x) bfloat_to_float(*(x))
-#include "quick.h"
-#undef ENTRY
-#undef NAME
-#undef EIGHT
-#undef ONE
-
 #include "plan.h"
 #include "groups.h"
 #include "judge.h"
@@ -249,7 +207,7 @@ static int settle_rows(const Plan *plan, Chunk *chunk, Place place, const int64_
 /* Rows: passed over as long as they clearly comply; then more and more of them together as long as some do not. */
 static void each_row(const Plan *plan, Place place, const int64_t *step, int64_t n) {
     int quick = plan->ord != NORMBALL_ORD_INF && plan->length * itemsize(plan->dtype) <= normball_limits_now.quick;
-    int64_t most = rows_together(plan), count = 1;
+    int64_t most = plan->together, count = 1;
     int hopeful = quick;
     double memory[CHUNK_ARRAYS * ROWS_TOGETHER];
     Chunk chunk;
@@ -676,7 +634,8 @@ static int constrain_total(
     *norm = norm_beside(&group, sum, &max_norm);
     Answer answer = judge(&group, sum, 1, max_norm, epsilon);
     mode_leave(mode);
-    for (int64_t p = 0; p < count; p++) { /* in place, what has begun is finished: the list is one group */
+    /* The last arrays first, for they are in cache still. In place, what has begun is finished: the list is one group. */
+    for (int64_t p = count; p-- > 0;) {
         Part part = part_of(&group, p, &scratch);
         if (part.plan->empty) continue;
         scratch.streaming = !part.plan->in_place && bytes > normball_limits_now.stream;

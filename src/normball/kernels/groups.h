@@ -39,52 +39,19 @@ static inline Wide merge_sums(Wide a, Wide b, int64_t ord) {
     return wide_add(a, b.high, b.low);
 }
 
-/* The power of two above a sum: no term of the sum is much above it. */
-static inline double bias_of(double sum) {
-    int exponent;
-    frexp(sum, &exponent);
-    return ldexp(1, exponent);
-}
-
-/* Sums in two words of at most ROW_BLOCK entries. */
-static Wide wide_block_of_doubles(const double *x, int64_t n, int64_t ord) {
-    double sum = ord == 2 ? double_plain_row(x, n, 2) : double_plain_row(x, n, 1);
-    if (!(sum >= LEAST_BLOCK && sum <= MOST_SUM)) return (Wide){sum, 0};
-    return ord == 2 ? double_biased_row(x, n, 2, bias_of(sum)) : double_biased_row(x, n, 1, bias_of(sum));
-}
-
-static Wide wide_block_of_floats(const float *x, int64_t n, int64_t ord) {
-    double sum = ord == 2 ? float_quick_row(x, n, 2) : float_quick_row(x, n, 1);
-    if (!(sum >= LEAST_QUICK && sum <= MOST_QUICK)) sum = ord == 2 ? float_plain_row(x, n, 2) : float_plain_row(x, n, 1);
-    if (!(sum > 0 && sum <= MOST_SUM)) return (Wide){sum, 0};
-    return ord == 2 ? float_biased_row(x, n, 2, bias_of(sum)) : float_biased_row(x, n, 1, bias_of(sum));
-}
-
 /* The sum (or the largest) of at most ROW_BLOCK entries at x. */
 static Wide row_block(const Plan *plan, const char *x, int64_t step, int64_t n) {
     Buffer buffer;
-    int64_t ord = plan->ord;
+    const Entries *entries = entries_of(plan->dtype);
     const void *values = fetch(plan->dtype, x, step, n, &buffer);
-    if (plan->dtype == NORMBALL_F64) {
-        if (ord == NORMBALL_ORD_INF) return (Wide){double_largest(values, n), 0};
-        return wide_block_of_doubles(values, n, ord);
-    }
-    if (ord == NORMBALL_ORD_INF) return (Wide){float_largest(values, n), 0};
-    if (plan->wide) return wide_block_of_floats(values, n, ord);
-    return (Wide){ord == 2 ? float_plain_row(values, n, 2) : float_plain_row(values, n, 1), 0};
+    if (plan->wide && plan->ord != NORMBALL_ORD_INF) return entries->wide_row(values, n, plan->ord);
+    return (Wide){entries->row(values, n, plan->ord), 0};
 }
 
 /* A sum of the same that is only good enough to see that a norm is clearly within its bound. */
 static double quick_block(const Plan *plan, const char *x, int64_t step, int64_t n) {
     Buffer buffer;
-    int squares = plan->ord == 2;
-    if (step == 2 && plan->dtype == NORMBALL_F16)
-        return squares ? half_quick_row((const uint16_t *)x, n, 2) : half_quick_row((const uint16_t *)x, n, 1);
-    if (step == 2 && plan->dtype == NORMBALL_BF16)
-        return squares ? bfloat_quick_row((const uint16_t *)x, n, 2) : bfloat_quick_row((const uint16_t *)x, n, 1);
-    const void *values = fetch(plan->dtype, x, step, n, &buffer);
-    if (plan->dtype == NORMBALL_F64) return squares ? double_plain_row(values, n, 2) : double_plain_row(values, n, 1);
-    return squares ? float_quick_row(values, n, 2) : float_quick_row(values, n, 1);
+    return entries_of(plan->dtype)->quickly(fetch(plan->dtype, x, step, n, &buffer), n, plan->ord);
 }
 
 /* The sum of a whole group, `fed` as far as feed has it. */
@@ -151,8 +118,7 @@ static Wide scaled_row(const Part *part, int exponent) {
             int64_t n = walk.length - i < ROW_BLOCK ? walk.length - i : ROW_BLOCK, step = walk.step[X];
             const double *x = fetch_doubles(plan->dtype, walk.place.at[X] + i * step, step, n, buffer);
             for (int64_t k = 0; k < n; k++) scaled[k] = ldexp(x[k], -exponent);
-            Wide block = plan->ord == NORMBALL_ORD_INF ? (Wide){double_largest(scaled, n), 0}
-                                                       : wide_block_of_doubles(scaled, n, plan->ord);
+            Wide block = plan->ord == NORMBALL_ORD_INF ? (Wide){double_largest(scaled, n), 0} : double_wide_row(scaled, n, plan->ord);
             sum = merge_sums(sum, block, plan->ord);
         }
     } while (walk_next(&walk));
@@ -167,9 +133,7 @@ static Wide scaled_run(const Plan *plan, const char *x, int64_t step, int64_t ro
         const double *values = fetch_doubles(plan->dtype, x + i * step, step, n, buffer);
         for (int64_t k = 0; k < n; k++) scaled[k] = ldexp(values[k], -exponent);
         Wide block = {0, 0};
-        if (plan->ord == NORMBALL_ORD_INF) block.high = double_largest(scaled, n);
-        else if (plan->ord == 2) double_wide_columns((const char *)scaled, 8, n, 1, &block.high, &block.low, 2);
-        else double_wide_columns((const char *)scaled, 8, n, 1, &block.high, &block.low, 1);
+        double_columns((const char *)scaled, 8, n, 1, &block.high, &block.low, plan->ord, 1);
         sum = merge_sums(sum, block, plan->ord);
     }
     return sum;

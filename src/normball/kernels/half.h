@@ -38,53 +38,86 @@ static inline uint16_t float_to_half(float value) {
     return (uint16_t)(sign | (size < 0x38800000u ? subnormal : size < 0x47800000u ? normal : special));
 }
 
-static void halves_to_floats(float *out, const uint16_t *x, int64_t n) {
-    int64_t i = 0;
-#if defined(__F16C__)
-    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(x + i))));
-#endif
-    for (; i < n; i++) out[i] = half_to_float(x[i]);
-}
-
-static void floats_to_halves(uint16_t *out, const float *x, int64_t n) {
-    int64_t i = 0;
-#if defined(__F16C__)
-    for (; i + 8 <= n; i += 8)
-        _mm_storeu_si128((__m128i *)(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_ZERO));
-#endif
-    for (; i < n; i++) out[i] = float_to_half(x[i]);
-}
-
-static void bfloats_to_floats(float *out, const uint16_t *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) out[i] = float_of_bits((uint32_t)x[i] << 16);
-}
-
-static void floats_to_bfloats(uint16_t *out, const float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) out[i] = (uint16_t)(bits_of_float(x[i]) >> 16);
-}
-
-/* Eight at once, as floats. */
-static inline Eight eight_of_halves(const uint16_t *x) {
-#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x));
-#else
-    float values[8];
-    halves_to_floats(values, x, 8);
-    return eight_load(values);
-#endif
-}
-
-static inline Eight eight_of_bfloats(const uint16_t *x) {
-#if defined(__AVX2__) && defined(__FMA__)
-    __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)x));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
-#else
-    float values[8];
-    bfloats_to_floats(values, x, 8);
-    return eight_load(values);
-#endif
-}
-
 static inline float bfloat_to_float(uint16_t bits) { return float_of_bits((uint32_t)bits << 16); }
+
+/* Truncated. */
+static inline uint16_t float_to_bfloat(float value) { return (uint16_t)(bits_of_float(value) >> 16); }
+
+/* Four and eight at once, as floats; and sixteen, times a and b, truncated: 16-byte stores are slower. */
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define SIXTEENS
+
+static inline Quad quad_of_halves(const uint16_t *x) { return _mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)x)); }
+static inline Eight eight_of_halves(const uint16_t *x) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x)); }
+
+static inline void scale_sixteen_halves(uint16_t *y, const uint16_t *x, Eight a, Eight b) {
+    __m128i low = _mm256_cvtps_ph(eight_mul(eight_of_halves(x), a), _MM_FROUND_TO_ZERO);
+    __m128i high = _mm256_cvtps_ph(eight_mul(eight_of_halves(x + 8), b), _MM_FROUND_TO_ZERO);
+    _mm256_storeu_si256((__m256i *)y, _mm256_set_m128i(high, low));
+}
+
+static inline Quad quad_of_bfloats(const uint16_t *x) {
+    return _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64((const __m128i *)x)));
+}
+static inline void two_fours_of_bfloats(Four *entry, const uint16_t *x) { /* one load instead of two */
+    __m128i zero = _mm_setzero_si128(), bits = _mm_loadu_si128((const __m128i *)x);
+    entry[0] = four_widen(_mm_castsi128_ps(_mm_unpacklo_epi16(zero, bits)));
+    entry[1] = four_widen(_mm_castsi128_ps(_mm_unpackhi_epi16(zero, bits)));
+}
+static inline Eight eight_of_bfloats(const uint16_t *x) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)x)), 16));
+}
+
+/* Zeros put below the entries leave entries 0-3 and 8-11 together, and packing puts them back: half the instructions of
+ * the straight way. */
+static inline void scale_sixteen_bfloats(uint16_t *y, const uint16_t *x, Eight a, Eight b) {
+    __m256i zero = _mm256_setzero_si256(), bits = _mm256_loadu_si256((const __m256i *)x);
+    Eight low = _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, bits)), high = _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, bits));
+    __m256i first = _mm256_castps_si256(eight_mul(low, _mm256_permute2f128_ps(a, b, 0x20)));
+    __m256i second = _mm256_castps_si256(eight_mul(high, _mm256_permute2f128_ps(a, b, 0x31)));
+    _mm256_storeu_si256((__m256i *)y, _mm256_packus_epi32(_mm256_srli_epi32(first, 16), _mm256_srli_epi32(second, 16)));
+}
+#else
+#if defined(__SSE2__) || defined(_M_X64) /* gcc leaves so short a loop scalar */
+static inline Quad quad_of_halves(const uint16_t *x) { /* as half_to_float has it */
+    __m128i bits = _mm_unpacklo_epi16(_mm_loadl_epi64((const __m128i *)x), _mm_setzero_si128());
+    __m128i size = _mm_slli_epi32(_mm_and_si128(bits, _mm_set1_epi32(0x7fff)), 13);
+    __m128i sign = _mm_slli_epi32(_mm_and_si128(bits, _mm_set1_epi32(0x8000)), 16);
+    __m128i finite = _mm_castps_si128(_mm_mul_ps(_mm_castsi128_ps(size), _mm_set1_ps(0x1p112f)));
+    __m128i special = _mm_and_si128(_mm_cmpgt_epi32(size, _mm_set1_epi32(0x0f7fffff)), _mm_set1_epi32(0x7f800000));
+    Quad v;
+    _mm_storeu_ps(v.v, _mm_castsi128_ps(_mm_or_si128(_mm_or_si128(finite, special), sign)));
+    return v;
+}
+static inline Quad quad_of_bfloats(const uint16_t *x) {
+    Quad v;
+    __m128i bits = _mm_loadl_epi64((const __m128i *)x);
+    _mm_storeu_ps(v.v, _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), bits)));
+    return v;
+}
+#else
+static inline Quad quad_of_halves(const uint16_t *x) {
+    Quad v;
+    for (int k = 0; k < 4; k++) v.v[k] = half_to_float(x[k]);
+    return v;
+}
+static inline Quad quad_of_bfloats(const uint16_t *x) {
+    Quad v;
+    for (int k = 0; k < 4; k++) v.v[k] = bfloat_to_float(x[k]);
+    return v;
+}
+#endif
+static inline Eight eight_of_halves(const uint16_t *x) {
+    Quad v[2] = {quad_of_halves(x), quad_of_halves(x + 4)};
+    return eight_of_quads(v);
+}
+static inline Eight eight_of_bfloats(const uint16_t *x) {
+    Quad v[2] = {quad_of_bfloats(x), quad_of_bfloats(x + 4)};
+    return eight_of_quads(v);
+}
+static inline void two_fours_of_bfloats(Four *entry, const uint16_t *x) {
+    entry[0] = four_widen(quad_of_bfloats(x)), entry[1] = four_widen(quad_of_bfloats(x + 4));
+}
+#endif
 
 #endif

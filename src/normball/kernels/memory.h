@@ -1,24 +1,17 @@
-/* From any memory to contiguous float or double, and back. Entries are fetched and delivered at most ROW_BLOCK at a
- * time, so that what lies between stays in cache; contiguous floats and doubles are worked on where they are.
+/* From any memory to contiguous entries, and back. Entries are fetched and delivered at most ROW_BLOCK at a time, so that
+ * what lies between stays in cache; contiguous ones are worked on where they are.
  */
 #ifndef NORMBALL_MEMORY_H
 #define NORMBALL_MEMORY_H
 
-#include "half.h"
-#include "normball.h"
+#include "dtypes.h"
 
-typedef union {
-    double d[ROW_BLOCK];
-    float f[ROW_BLOCK];
-    uint16_t h[ROW_BLOCK];
+/* Room for ROW_BLOCK entries of any dtype. */
+typedef struct {
+    double room[ROW_BLOCK];
 } Buffer;
 
 static inline int64_t itemsize(int64_t dtype) { return dtype == NORMBALL_F64 ? 8 : dtype == NORMBALL_F32 ? 4 : 2; }
-
-/* Kernels work in float64 for float64, and in float32 for the rest. */
-static inline int64_t worksize(int64_t dtype) { return dtype == NORMBALL_F64 ? 8 : 4; }
-
-static inline int works_in_place(int64_t dtype, int64_t step) { return step == itemsize(dtype) && step == worksize(dtype); }
 
 /* Write past the caches, whole lines of them only: a line that is written both ways costs eight times as much. What does
  * not fit into the caches is so written in one stream instead of being read first. */
@@ -66,52 +59,30 @@ static void copy_run(int64_t dtype, const char *x, int64_t x_step, char *y, int6
     else memcpy(y, x, (size_t)(n * size));
 }
 
-/* At most ROW_BLOCK entries as contiguous float or double: x itself where it is that already, else in `buffer`. */
+/* At most ROW_BLOCK entries side by side: x itself where they are, else in `buffer`. */
 static const void *fetch(int64_t dtype, const char *x, int64_t step, int64_t n, void *buffer) {
-    if (works_in_place(dtype, step)) return x;
-    uint16_t packed[ROW_BLOCK];
     int64_t size = itemsize(dtype);
-    if (size > 2) {
-        copy_strided(buffer, size, x, step, n, size);
-        return buffer;
-    }
-    const uint16_t *halves = (const uint16_t *)x;
-    if (step != 2) {
-        copy_strided((char *)packed, 2, x, step, n, 2);
-        halves = packed;
-    }
-    if (dtype == NORMBALL_F16) halves_to_floats(buffer, halves, n);
-    else bfloats_to_floats(buffer, halves, n);
+    if (step == size) return x;
+    copy_strided(buffer, size, x, step, n, size);
     return buffer;
 }
 
-/* Where the result may be written at once: y itself where that is contiguous float or double, else `buffer`. */
+/* Where the result may be written at once: y itself where entries lie side by side, else `buffer`. */
 static inline void *target_for(int64_t dtype, char *y, int64_t step, void *buffer, int streaming) {
-    return works_in_place(dtype, step) && !streaming ? (void *)y : buffer;
+    return step == itemsize(dtype) && !streaming ? (void *)y : buffer;
 }
 
-/* The other way round: at most ROW_BLOCK contiguous floats or doubles from `source` to their place, truncated to the
- * dtype. Nothing to do where `target_for` was y. */
+/* The other way round: at most ROW_BLOCK entries side by side from `source` to their place. Nothing to do where
+ * `target_for` was y. */
 static void deliver(int64_t dtype, char *y, int64_t step, int64_t n, const void *source, int streaming) {
-    uint16_t packed[ROW_BLOCK];
-    int64_t size = itemsize(dtype);
-    if (source == y) return;
-    if (size == 2) {
-        uint16_t *halves = step == 2 && !streaming ? (uint16_t *)y : packed;
-        if (dtype == NORMBALL_F16) floats_to_halves(halves, source, n);
-        else floats_to_bfloats(halves, source, n);
-        if ((char *)halves == y) return;
-        source = packed;
-    }
-    copy_run(dtype, source, size, y, step, n, streaming);
+    if (source != y) copy_run(dtype, source, itemsize(dtype), y, step, n, streaming);
 }
 
 /* At most ROW_BLOCK entries as doubles. */
 static const double *fetch_doubles(int64_t dtype, const char *x, int64_t step, int64_t n, double *buffer) {
     Buffer narrow;
     if (dtype == NORMBALL_F64) return fetch(dtype, x, step, n, buffer);
-    const float *values = fetch(dtype, x, step, n, &narrow);
-    for (int64_t i = 0; i < n; i++) buffer[i] = values[i];
+    entries_of(dtype)->to_doubles(buffer, fetch(dtype, x, step, n, &narrow), n);
     return buffer;
 }
 

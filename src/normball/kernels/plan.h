@@ -103,6 +103,7 @@ typedef struct {
     int streaming;    /* write past the caches */
     int64_t length;   /* entries of a group */
     int64_t bytes;    /* of x */
+    int64_t together; /* rows that are summed before they are written */
     int64_t residues; /* columnar: a column's sum is that of so many, each of every so manieth row; else 1 */
     Dims kept, reduced, written; /* the kept axes; the norm axes as x lies; the same as x and y lie */
     Place place;
@@ -135,6 +136,15 @@ static int64_t row_length_of(const Dims *kept, int64_t size) {
         length *= kept->dim[d].size;
     }
     return length;
+}
+
+/* How many rows are summed before they are judged together and written. Memory likes reads and writes mixed; less so
+ * where entries are so short that arithmetic takes as long. */
+static int64_t rows_together(const Plan *plan) {
+    int64_t size = itemsize(plan->dtype), some = TOGETHER_BYTES;
+    if (plan->bytes > CACHED_BYTES) some /= size == 2 ? 2 : 8;
+    int64_t rows = plan->empty ? 1 : some / (plan->length * size);
+    return rows < 1 ? 1 : rows > ROWS_TOGETHER ? ROWS_TOGETHER : rows;
 }
 
 static void plan_make(Plan *plan, const normball_array *array, int64_t ord, int only_norms, const normball_call *call) {
@@ -170,6 +180,7 @@ static void plan_make(Plan *plan, const normball_array *array, int64_t ord, int 
     plan->empty = total == 0;
     plan->bytes = total * size;
     plan->streaming = !only_norms && !plan->in_place && plan->bytes > normball_limits_now.stream;
+    plan->together = rows_together(plan);
     plan->place = place;
     plan->written = plan->reduced;
     int64_t row_length = row_length_of(&plan->kept, size);

@@ -10,23 +10,30 @@
 #if defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 
+typedef __m128 Quad; /* four floats */
 typedef __m256d Four;
 typedef __m256 Eight;
 
+static inline Quad quad_load(const float *x) { return _mm_loadu_ps(x); }
+
 static inline Four four_all(double v) { return _mm256_set1_pd(v); }
 static inline Four four_load(const double *x) { return _mm256_loadu_pd(x); }
-static inline Four four_widen(const float *x) { return _mm256_cvtps_pd(_mm_loadu_ps(x)); }
+static inline Four four_widen(Quad v) { return _mm256_cvtps_pd(v); }
 static inline Four four_of(double a, double b, double c, double d) { return _mm256_setr_pd(a, b, c, d); }
 static inline void four_store(double *y, Four v) { _mm256_storeu_pd(y, v); }
 static inline Four four_add(Four a, Four b) { return _mm256_add_pd(a, b); }
 static inline Four four_sub(Four a, Four b) { return _mm256_sub_pd(a, b); }
 static inline Four four_mul(Four a, Four b) { return _mm256_mul_pd(a, b); }
+/* sum + v * v, where the square is exact: then it is the same rounded once or twice. */
+static inline Four four_add_square(Four sum, Four v) { return _mm256_fmadd_pd(v, v, sum); }
 static inline Four four_size(Four v) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), v); }
 /* v * v - near, rounded once; see square_minus. */
 static inline Four four_square_minus(Four v, Four square, Four near) {
     (void)square;
     return _mm256_fmsub_pd(v, v, near);
 }
+/* The larger; b where one is NaN. */
+static inline Four four_larger(Four a, Four b) { return _mm256_max_pd(a, b); }
 /* Where a is above b; such answers collected; whether there is any. */
 static inline Four four_above(Four a, Four b) { return _mm256_cmp_pd(a, b, _CMP_GT_OQ); }
 static inline Four four_either(Four a, Four b) { return _mm256_or_pd(a, b); }
@@ -40,8 +47,7 @@ static inline void double_turn(Four *entry, const double *x, int64_t length) {
     entry[0] = _mm256_permute2f128_pd(ab, cd, 0x20), entry[1] = _mm256_permute2f128_pd(up, down, 0x20);
     entry[2] = _mm256_permute2f128_pd(ab, cd, 0x31), entry[3] = _mm256_permute2f128_pd(up, down, 0x31);
 }
-static inline void float_turn(Four *entry, const float *x, int64_t length) {
-    __m128 a = _mm_loadu_ps(x), b = _mm_loadu_ps(x + length), c = _mm_loadu_ps(x + 2 * length), d = _mm_loadu_ps(x + 3 * length);
+static inline void quads_turn(Four *entry, Quad a, Quad b, Quad c, Quad d) {
     _MM_TRANSPOSE4_PS(a, b, c, d);
     entry[0] = _mm256_cvtps_pd(a), entry[1] = _mm256_cvtps_pd(b), entry[2] = _mm256_cvtps_pd(c), entry[3] = _mm256_cvtps_pd(d);
 }
@@ -67,6 +73,7 @@ static inline Pair pair_add(Pair a, Pair b) { return _mm_add_pd(a, b); }
 static inline Pair pair_sub(Pair a, Pair b) { return _mm_sub_pd(a, b); }
 static inline Pair pair_mul(Pair a, Pair b) { return _mm_mul_pd(a, b); }
 static inline Pair pair_size(Pair v) { return _mm_andnot_pd(_mm_set1_pd(-0.0), v); }
+static inline Pair pair_larger(Pair a, Pair b) { return _mm_max_pd(a, b); }
 static inline Pair pair_above(Pair a, Pair b) { return _mm_cmpgt_pd(a, b); }
 static inline Pair pair_either(Pair a, Pair b) { return _mm_or_pd(a, b); }
 static inline int pair_any(Pair a) { return _mm_movemask_pd(a) != 0; }
@@ -81,6 +88,9 @@ static inline Pair pair_add(Pair a, Pair b) { return (Pair){{a.v[0] + b.v[0], a.
 static inline Pair pair_sub(Pair a, Pair b) { return (Pair){{a.v[0] - b.v[0], a.v[1] - b.v[1]}}; }
 static inline Pair pair_mul(Pair a, Pair b) { return (Pair){{a.v[0] * b.v[0], a.v[1] * b.v[1]}}; }
 static inline Pair pair_size(Pair v) { return (Pair){{fabs(v.v[0]), fabs(v.v[1])}}; }
+static inline Pair pair_larger(Pair a, Pair b) {
+    return (Pair){{a.v[0] > b.v[0] ? a.v[0] : b.v[0], a.v[1] > b.v[1] ? a.v[1] : b.v[1]}};
+}
 static inline Pair pair_above(Pair a, Pair b) { return (Pair){{a.v[0] > b.v[0], a.v[1] > b.v[1]}}; }
 static inline Pair pair_either(Pair a, Pair b) { return pair_add(a, b); }
 static inline int pair_any(Pair a) { return a.v[0] != 0 || a.v[1] != 0; }
@@ -98,30 +108,40 @@ typedef struct {
     Pair a, b;
 } Four;
 typedef struct {
+    float v[4];
+} Quad;
+typedef struct {
     float v[8];
 } Eight;
 
+static inline Quad quad_load(const float *x) {
+    Quad v;
+    memcpy(v.v, x, sizeof v.v);
+    return v;
+}
 static inline Four four_all(double v) { return (Four){pair_all(v), pair_all(v)}; }
 static inline Four four_load(const double *x) { return (Four){pair_load(x), pair_load(x + 2)}; }
 static inline Four four_of(double a, double b, double c, double d) {
     const double v[4] = {a, b, c, d};
     return four_load(v);
 }
-static inline Four four_widen(const float *x) { return four_of(x[0], x[1], x[2], x[3]); }
+static inline Four four_widen(Quad v) { return four_of(v.v[0], v.v[1], v.v[2], v.v[3]); }
 static inline void four_store(double *y, Four v) { pair_store(y, v.a), pair_store(y + 2, v.b); }
 static inline void double_turn(Four *entry, const double *x, int64_t length) {
     for (int k = 0; k < 4; k++) entry[k] = four_of(x[k], x[length + k], x[2 * length + k], x[3 * length + k]);
 }
-static inline void float_turn(Four *entry, const float *x, int64_t length) {
-    for (int k = 0; k < 4; k++) entry[k] = four_of(x[k], x[length + k], x[2 * length + k], x[3 * length + k]);
+static inline void quads_turn(Four *entry, Quad a, Quad b, Quad c, Quad d) {
+    for (int k = 0; k < 4; k++) entry[k] = four_of(a.v[k], b.v[k], c.v[k], d.v[k]);
 }
 static inline Four four_add(Four x, Four y) { return (Four){pair_add(x.a, y.a), pair_add(x.b, y.b)}; }
 static inline Four four_sub(Four x, Four y) { return (Four){pair_sub(x.a, y.a), pair_sub(x.b, y.b)}; }
 static inline Four four_mul(Four x, Four y) { return (Four){pair_mul(x.a, y.a), pair_mul(x.b, y.b)}; }
+static inline Four four_add_square(Four sum, Four v) { return four_add(sum, four_mul(v, v)); }
 static inline Four four_size(Four x) { return (Four){pair_size(x.a), pair_size(x.b)}; }
 static inline Four four_square_minus(Four v, Four square, Four near) {
     return (Four){pair_square_minus(v.a, square.a, near.a), pair_square_minus(v.b, square.b, near.b)};
 }
+static inline Four four_larger(Four x, Four y) { return (Four){pair_larger(x.a, y.a), pair_larger(x.b, y.b)}; }
 static inline Four four_above(Four x, Four y) { return (Four){pair_above(x.a, y.a), pair_above(x.b, y.b)}; }
 static inline Four four_either(Four x, Four y) { return (Four){pair_either(x.a, y.a), pair_either(x.b, y.b)}; }
 static inline int four_any(Four x) { return pair_any(x.a) || pair_any(x.b); }
@@ -132,9 +152,14 @@ static inline Eight eight_load(const float *x) {
     memcpy(v.v, x, sizeof v.v);
     return v;
 }
+static inline Eight eight_of_quads(const Quad *x) {
+    Eight v;
+    memcpy(v.v, x, sizeof v.v);
+    return v;
+}
 static inline void eight_store(float *y, Eight v) { memcpy(y, v.v, sizeof v.v); }
-static inline Four eight_first(Eight v) { return four_widen(v.v); }
-static inline Four eight_last(Eight v) { return four_widen(v.v + 4); }
+static inline Four eight_first(Eight v) { return four_widen(quad_load(v.v)); }
+static inline Four eight_last(Eight v) { return four_widen(quad_load(v.v + 4)); }
 static inline Eight eight_add(Eight a, Eight b) {
     for (int k = 0; k < 8; k++) a.v[k] += b.v[k];
     return a;

@@ -5,23 +5,24 @@
 #include "judge.h"
 
 static void write_carefully(int64_t dtype, const char *x, int64_t x_step, char *y, int64_t y_step, int64_t n, Answer answer) {
-    double buffer[ROW_BLOCK];
+    double buffer[ROW_BLOCK], value[ROW_BLOCK];
     Buffer result;
     const double *source = fetch_doubles(dtype, x, x_step, n, buffer);
+    int wide = dtype == NORMBALL_F64;
     if (answer.shift == 0) {
         double narrow = float_factor(answer.factor); /* times a float: exact in double */
         for (int64_t i = 0; i < n; i++) {
             double exact = source[i] * narrow;
-            if (dtype == NORMBALL_F64) result.d[i] = source[i] * answer.factor;
-            else result.f[i] = fabs(exact) < FLT_MIN ? float_truncated(exact) : (float)exact;
+            if (wide) value[i] = source[i] * answer.factor;
+            else value[i] = fabs(exact) < FLT_MIN ? float_truncated(exact) : (float)exact;
         }
     } else {
         for (int64_t i = 0; i < n; i++) {
-            double value = shifted_down(ldexp(source[i], answer.lift) * answer.factor, answer.shift);
-            if (dtype == NORMBALL_F64) result.d[i] = value;
-            else result.f[i] = float_truncated(value);
+            double exact = shifted_down(ldexp(source[i], answer.lift) * answer.factor, answer.shift);
+            value[i] = wide ? exact : float_truncated(exact);
         }
     }
+    entries_of(dtype)->from_doubles(&result, value, n);
     deliver(dtype, y, y_step, n, &result, 0);
 }
 
@@ -35,26 +36,19 @@ static void write_block(
     Buffer in, out;
     const void *source = fetch(dtype, x, x_step, n, &in);
     void *target = target_for(dtype, y, y_step, &out, streaming);
-    if (dtype == NORMBALL_F64) double_scale(target, source, n, answer.factor);
-    else float_scale(target, source, n, float_factor(answer.factor));
+    entries_of(dtype)->scale_row(target, source, n, answer.factor);
     deliver(dtype, y, y_step, n, target, streaming);
 }
 
 static int keeps(Answer answer) { return answer.factor == 1 && !answer.careful; }
 
-/* How many rows are summed before they are judged together and written. */
-static int64_t rows_together(const Plan *plan) {
-    int64_t some = plan->bytes > CACHED_BYTES ? TOGETHER_BYTES / 8 : TOGETHER_BYTES; /* memory likes reads and writes mixed */
-    int64_t rows = some / (plan->length * itemsize(plan->dtype));
-    return rows < 1 ? 1 : rows > ROWS_TOGETHER ? ROWS_TOGETHER : rows;
-}
-
-/* A run of one group's entries. While they are written, which takes memory some time, a later group is brought in. */
+/* A run of one group's entries. While they are written, which takes memory some time, a later group is brought in;
+ * 16-bit entries take their sums longer, which bring in their own. */
 static void write_run(const Plan *plan, const char *x, int64_t x_step, char *y, int64_t y_step, int64_t length, Answer answer) {
     int64_t size = itemsize(plan->dtype), ahead = 0;
     int whole_lines = (((uintptr_t)y | (uintptr_t)(length * size)) & 63) == 0,
         streaming = plan->streaming && (whole_lines || length * size >= LEAST_STREAM);
-    if (plan->bytes > CACHED_BYTES && x_step == size && length * size <= NEXT_BYTES) ahead = rows_together(plan) * length * size;
+    if (plan->bytes > CACHED_BYTES && size > 2 && x_step == size && length * size <= NEXT_BYTES) ahead = plan->together * length * size;
     for (int64_t i = 0; i < length; i += ROW_BLOCK) {
         int64_t n = length - i < ROW_BLOCK ? length - i : ROW_BLOCK;
         for (int64_t at = 0; ahead && at < n * size; at += 64) look_ahead(x + i * size, ahead + at);
@@ -79,18 +73,18 @@ static void write_group(const Part *part, Answer answer) {
 /* n neighbouring columns of a row, each times its factor, which is given as the dtype works. */
 static void write_columns_of_row(
     const Plan *plan, const char *x, int64_t x_step, char *y, int64_t y_step, int64_t n, const double *factor, const float *narrow) {
+    const Entries *entries = entries_of(plan->dtype);
+    int64_t size = itemsize(plan->dtype);
     Buffer in, out;
-    if (works_in_place(plan->dtype, x_step) && works_in_place(plan->dtype, y_step) && !plan->streaming) {
-        if (plan->dtype == NORMBALL_F64) double_scale_columns((double *)y, (const double *)x, n, factor);
-        else float_scale_columns((float *)y, (const float *)x, n, narrow);
+    if (x_step == size && y_step == size && !plan->streaming) {
+        entries->scale_each(y, x, n, factor, narrow);
         return;
     }
     for (int64_t i = 0; i < n; i += ROW_BLOCK, x += ROW_BLOCK * x_step, y += ROW_BLOCK * y_step) {
         int64_t part = n - i < ROW_BLOCK ? n - i : ROW_BLOCK;
         const void *source = fetch(plan->dtype, x, x_step, part, &in);
         void *target = target_for(plan->dtype, y, y_step, &out, plan->streaming);
-        if (plan->dtype == NORMBALL_F64) double_scale_columns(target, source, part, factor + i);
-        else float_scale_columns(target, source, part, narrow + i);
+        entries->scale_each(target, source, part, factor + i, narrow + i);
         deliver(plan->dtype, y, y_step, part, target, plan->streaming);
     }
 }
