@@ -369,7 +369,18 @@ def test_the_first_entries_promise_nothing(kernel, dtype, ord):
     """The C kernel guesses from a block's first entries how large its sum is: too low here, too high, or just so."""
     rng = np.random.default_rng(18)
     for n in (64, 65, 80, 1024, 1100):
-        for first in (0.0, 1e-150 if dtype == np.float64 else 1e-30, 1e-4, 2.0**-5, 2.0**-4.5, 0.03, 0.1, 1.0, 1e4, 1e9):
+        for first in (
+            0.0,
+            1e-150 if dtype == np.float64 else 1e-30,
+            1e-4,
+            2.0**-5,
+            2.0**-4.5,
+            0.03,
+            0.1,
+            1.0,
+            1e4,
+            1e9,
+        ):
             for late in (1.0, 64.0):  # larger than all before it
                 x = np.sort(np.abs(rng.standard_normal(n))).astype(dtype)
                 x[:64] = (first * rng.uniform(0.5, 1, 64)).astype(dtype)
@@ -379,7 +390,9 @@ def test_the_first_entries_promise_nothing(kernel, dtype, ord):
                 assert abs(Fraction(norm) - want) <= ulp(want, np.float64)
                 for bound in (norm, math.nextafter(norm, 0), math.nextafter(norm, math.inf)):
                     out = np.empty_like(x)
-                    total = float(kernel.constrain_total([x[: n // 2], x], [out[: n // 2].copy(), out], bound, 0.0, ord))
+                    total = float(
+                        kernel.constrain_total([x[: n // 2], x], [out[: n // 2].copy(), out], bound, 0.0, ord)
+                    )
                     both = exact_norm(x[: n // 2].tolist() + x.tolist(), ord)
                     assert abs(Fraction(total) - both) <= ulp(both, np.float64)
                     beside = float(kernel.norms(x, (0,), ord, np.full(1, bound))[0])
@@ -507,7 +520,9 @@ def test_every_half_and_bfloat_is_the_truncated_product_on_every_instruction_set
                 each = constrained(native, x, (), bound)
                 factor = (bound / np.where(wide, np.abs(wide), 1) * (1 - 2.01 * 2.0**-53)) * (1 - 2.01 * 2.0**-24)
                 at = np.abs(bound) > 2.0**-40  # below, not even the product is rounded up
-                assert same_bits(each[at], truncated(wide[at].astype(np.float32) * factor[at].astype(np.float32), dtype))
+                assert same_bits(
+                    each[at], truncated(wide[at].astype(np.float32) * factor[at].astype(np.float32), dtype)
+                )
                 together = constrained(native, x, (0,), np.linalg.norm(wide / 2**99) * 2**99 * share)
                 _native.select("baseline")
                 assert same_bits(each, constrained(native, x, (), bound))
@@ -633,7 +648,7 @@ threads = lambda: int(next(l for l in open("/proc/self/status") if l.startswith(
 _native.set_threads(int(sys.argv[1]))
 _native.set_limits(int(sys.argv[2]), 1, 2**62, 2**17, 2**62)
 x, before = np.ones((2000, 100)), threads()
-_native.constrain(2, x, x, 0, (0,), 1.0, 0.0)
+_native.constrain(2, 0, x, x, 0, (0,), 1.0, 0.0)
 print(threads() - before)
 """
 
@@ -663,39 +678,39 @@ def test_wrong_memory_is_refused():
     zero, one = np.zeros(()), np.ones(())
     unaligned = np.zeros(97, np.uint8)[1:].view(np.float64).reshape(3, 4)
     for args in [
-        (2, x, np.ones((4, 3)), 0, (0,), one, zero),
-        (2, x, np.ones(3), 0, (0,), one, zero),
-        (2, x, x.copy(), 1, (0,), one, zero),
-        (2, x, x.copy(), 0, (0,), np.ones(3), zero),
-        (2, x, x.copy(), 0, (0,), np.ones((3, 1)), zero),
-        (2, x, x.copy(), 0, (0,), 1.0, np.ones((1, 1, 1))),
-        (7, x, x.copy(), 0, (0,), one, zero),
-        (2, x, x.copy(), 9, (0,), one, zero),
-        (2, x, x.copy(), 0, (-1,), one, zero),
-        (2, x, x.copy(), 0, (64,), one, zero),
-        (2, x, x.copy(), 0, (0,), np.ones((), np.float32), zero),
-        (2, x, unaligned, 0, (0,), one, zero),
-        (2, unaligned, x.copy(), 0, (0,), one, zero),
+        (2, 0, x, np.ones((4, 3)), 0, (0,), one, zero),
+        (2, 0, x, np.ones(3), 0, (0,), one, zero),
+        (2, 0, x, x.copy(), 1, (0,), one, zero),
+        (2, 0, x, x.copy(), 0, (0,), np.ones(3), zero),
+        (2, 0, x, x.copy(), 0, (0,), np.ones((3, 1)), zero),
+        (2, 0, x, x.copy(), 0, (0,), 1.0, np.ones((1, 1, 1))),
+        (7, 0, x, x.copy(), 0, (0,), one, zero),
+        (2, 0, x, x.copy(), 9, (0,), one, zero),
+        (2, 0, x, x.copy(), 0, (-1,), one, zero),
+        (2, 0, x, x.copy(), 0, (64,), one, zero),
+        (2, 0, x, x.copy(), 0, (0,), np.ones((), np.float32), zero),
+        (2, 0, x, unaligned, 0, (0,), one, zero),
+        (2, 0, unaligned, x.copy(), 0, (0,), one, zero),
     ]:
         with pytest.raises(ValueError):
             _native.constrain(*args)
         first = x.copy()
         with pytest.raises(ValueError):  # as the second of two; the first is not written to either
-            _native.constrain(args[0], x, first, 0, (0,), 0.5, 0.0, *args[1:])
+            _native.constrain(args[0], 0, x, first, 0, (0,), 0.5, 0.0, *args[2:])
         assert same_bits(first, x)
     for args in [
         (),
-        (2, x),
-        (2, x, x.copy(), 0, (0,), 1.0),
-        (2, x, x.copy(), 0, [0], one, zero),
-        (2, x, 1, 0, (), 1.0, 0.0),
+        (2, 0, x),
+        (2, 0, x, x.copy(), 0, (0,), 1.0),
+        (2, 0, x, x.copy(), 0, [0], one, zero),
+        (2, 0, x, 1, 0, (), 1.0, 0.0),
     ]:
         with pytest.raises((TypeError, SystemError)):
             _native.constrain(*args)
     frozen = np.ones((3, 4))
     frozen.flags.writeable = False
     with pytest.raises((ValueError, BufferError)):
-        _native.constrain(2, x, frozen, 0, (0,), one, zero)
+        _native.constrain(2, 0, x, frozen, 0, (0,), one, zero)
 
 
 @needs_native

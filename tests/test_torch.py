@@ -1,6 +1,7 @@
 """What PyTorch's users can ask of `norm_constraint` beyond the laws: derivatives, transforms, compilation, in place."""
 
 import math
+import os
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from closed_form import SCALES, SUBNORMAL, WIDE, closed_form, columns, second_de
 from oracle import broken_laws  # noqa: E402
 from torch.autograd import gradcheck, gradgradcheck  # noqa: E402
 
-from normball import compute_norms, norm_constraint, total_norm_constraint  # noqa: E402
+from normball import compute_norms, kernels, norm_constraint, total_norm_constraint  # noqa: E402
 
 ORDERS = (1, 2, math.inf)
 
@@ -342,6 +343,29 @@ def test_other_ways_of_torch_agree_with_renorm():
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
         tried += 1
     assert tried >= 2
+
+
+COUNTING = """
+import sys, torch, normball
+from normball.kernels import _native
+threads = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("Threads:")).split()[1])
+normball.set_num_threads(int(sys.argv[1]))
+_native.set_limits(0, 1, 2**62, 2**17, 2**62)
+torch.set_num_threads(int(sys.argv[2]))
+x, before = torch.ones(2000, 100), threads()
+with torch.no_grad():
+    normball.norm_constraint(x, 1.0, out=x)
+print(threads() - before)
+"""
+
+
+@pytest.mark.skipif(
+    kernels.best is kernels.fallback or not os.path.exists("/proc/self/status"), reason="no C kernels, or no /proc"
+)
+@pytest.mark.parametrize("ours, theirs, helpers", [(3, 4, "2"), (4, 3, "2"), (4, 1, "0"), (1, 4, "0")])
+def test_no_more_threads_than_pytorch_may_use(ours, theirs, helpers):
+    command = [sys.executable, "-c", COUNTING, str(ours), str(theirs)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip() == helpers
 
 
 # ---- refusals

@@ -15,7 +15,7 @@ from normball import arguments, kernels
 from normball.backends import torch_checks as checks
 from normball.backends import torch_gradients as gradients
 from normball.backends import torch_mesh
-from normball.backends.torch_operators import count_write, memory
+from normball.backends.torch_operators import count_write, memory, threads
 from normball.kernels.overlap import check_apart
 
 _CLAIMS = frozenset(
@@ -110,7 +110,7 @@ def _write(jobs: Sequence[tuple], ord: float) -> None:
     if xs:
         if len(xs) > 1:
             check_apart(xs, outs)
-        kernels.constrain_each(xs, outs, axes, max_norms, epsilons, ord)
+        kernels.constrain_each(xs, outs, axes, max_norms, epsilons, ord, threads())
         count_write([job[-1] for job in jobs])
     if len(xs) < len(jobs):
         with torch.no_grad():

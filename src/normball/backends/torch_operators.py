@@ -60,15 +60,21 @@ def constrain_total_in_memory_(xs: Sequence[Tensor], max_norm: Tensor, ord: floa
     if torch.compiler.is_compiling():
         return torch.ops.normball.constrain_total_(xs, max_norm, torch.zeros_like(max_norm), ord)
     arrays = _arrays(xs)
-    norm = kernels.constrain_total(arrays, arrays, memory(max_norm), 0.0, ord)
+    norm = kernels.constrain_total(arrays, arrays, memory(max_norm), 0.0, ord, threads())
     count_write(xs)
     return torch.from_numpy(norm)
 
 
 def norms_in_memory(xs: Sequence[Tensor], ord: float) -> Tensor:
     """The norm of each tensor, as one vector."""
-    norms = [kernels.norms(array, tuple(range(array.ndim)), ord).item() for array in _arrays(xs)]
+    most = threads()
+    norms = [kernels.norms(array, tuple(range(array.ndim)), ord, None, most).item() for array in _arrays(xs)]
     return torch.tensor(norms, dtype=torch.float64)
+
+
+def threads() -> int:
+    """How many threads a call may use: what PyTorch is allowed, and we are."""
+    return min(torch.get_num_threads(), kernels.get_num_threads())
 
 
 def _arrays(xs: Sequence[Tensor]) -> list[np.ndarray]:
@@ -85,7 +91,7 @@ def _constrain(x: Tensor, max_norm: Tensor, epsilon: Tensor, axes: Sequence[int]
     if not in_memory(x):
         return _constrain_anywhere(x, max_norm, epsilon, axes, ord)
     y = torch.empty_like(x)
-    kernels.constrain(memory(x), memory(y), tuple(axes), memory(max_norm), memory(epsilon), ord)
+    kernels.constrain(memory(x), memory(y), tuple(axes), memory(max_norm), memory(epsilon), ord, threads())
     return y
 
 
@@ -98,7 +104,7 @@ def _norms(x: Tensor, axes: Sequence[int], ord: float, max_norm: Tensor | None) 
     if not in_memory(x):
         return _norms_anywhere(x, axes, ord, max_norm)
     bound = None if max_norm is None else memory(max_norm)
-    return torch.from_numpy(kernels.norms(memory(x), tuple(axes), ord, bound))
+    return torch.from_numpy(kernels.norms(memory(x), tuple(axes), ord, bound, threads()))
 
 
 def _norms_anywhere(x: Tensor, axes: Sequence[int], ord: float, max_norm: Tensor | None) -> Tensor:
@@ -142,7 +148,7 @@ def _total_in_memory(
 ) -> Tensor:
     arrays = [memory(x) for x in xs]
     targets = arrays if ys is xs else [memory(y) for y in ys]
-    return torch.from_numpy(kernels.constrain_total(arrays, targets, memory(max_norm), memory(epsilon), ord))
+    return torch.from_numpy(kernels.constrain_total(arrays, targets, memory(max_norm), memory(epsilon), ord, threads()))
 
 
 def _total(xs: Sequence[Tensor], ord: float) -> portable.Norms:

@@ -7,13 +7,15 @@ import numpy as np
 
 addresses: dict[str, int]
 
-# jobs: x, out, dtype, axes, max_norm, epsilon of each array, one after the other
-def constrain(ord: int, /, *jobs: Any) -> None: ...
+# threads: 0 for as many as the setting says; jobs: x, out, dtype, axes, max_norm, epsilon of each array, one after the
+# other
+def constrain(ord: int, threads: int, /, *jobs: Any) -> None: ...
 
 # jobs: x, out, dtype of each array
-def constrain_total(ord: int, max_norm: float, epsilon: float, /, *jobs: Any) -> float: ...
+def constrain_total(ord: int, threads: int, max_norm: float, epsilon: float, /, *jobs: Any) -> float: ...
 def norms(
     ord: int,
+    threads: int,
     x: np.ndarray,
     norms: np.ndarray,
     dtype: int,

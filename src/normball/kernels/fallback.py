@@ -2,7 +2,8 @@
 
 A group is scaled by a power of two so that its largest entry lies in [1/2, 1). Nothing overflows or underflows
 after that, whatever the input. Powers are then summed in fixed point (64-bit integers, which add exactly), so the
-sum is good to 2**-75 and does not depend on the order of the terms. `docs/numerics.md` has the proofs.
+sum is good to 2**-75 and does not depend on the order of the terms. `docs/numerics.md` has the proofs. NumPy works in
+the calling thread, whatever `threads` says.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,7 @@ def constrain(
     max_norm: float | np.ndarray,
     epsilon: float | np.ndarray,
     ord: float,
+    threads: int = 0,
 ) -> None:
     """Write x, every group inside its ball, into out, which may be x itself."""
     norms_before = norm(summarise(x, axes, ord), ord)
@@ -57,6 +59,7 @@ def constrain_each(
     max_norms: Sequence[float | np.ndarray],
     epsilons: Sequence[float | np.ndarray],
     ord: float,
+    threads: int = 0,
 ) -> None:
     """Write every x, as `constrain` would, into its out; no out shares memory with another array of the list."""
     for job in zip(xs, outs, axes, max_norms, epsilons, strict=True):
@@ -69,6 +72,7 @@ def constrain_total(
     max_norm: float | np.ndarray,
     epsilon: float | np.ndarray,
     ord: float,
+    threads: int = 0,
 ) -> np.ndarray:
     """Write all arrays, as one group inside its ball, into outs; the norm before, as `norms` gives it."""
     parts = [summarise(x, tuple(range(x.ndim)), ord) for x in xs]
@@ -79,7 +83,9 @@ def constrain_total(
     return _beside(settled, max_norm)
 
 
-def norms(x: np.ndarray, axes: tuple[int, ...], ord: float, max_norm: float | np.ndarray | None = None) -> np.ndarray:
+def norms(
+    x: np.ndarray, axes: tuple[int, ...], ord: float, max_norm: float | np.ndarray | None = None, threads: int = 0
+) -> np.ndarray:
     """Each group's norm as float64, at most one ulp off and exact where a float64 holds it, reduced axes kept as 1.
 
     Given a bound, the norms compare with it as the exact norms do.

@@ -5,6 +5,8 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <limits.h>
+
 #include "normball.h"
 #include "pool.h"
 
@@ -72,8 +74,8 @@ static int interrupted(void) {
     return raised;
 }
 
-/* What every call asks for: as many threads as the setting says, and to be told of Ctrl-C. */
-static const normball_call CALL = {0, interrupted, NULL, NULL};
+/* What every call asks for: so many threads, or as the setting says for 0, and to be told of Ctrl-C. */
+static normball_call call_of(int threads) { return (normball_call){threads, interrupted, NULL, NULL}; }
 
 /* Runs a kernel without the GIL; where it was interrupted, an exception is set. */
 #define WITHOUT_PYTHON(stopped, kernel_call) \
@@ -106,7 +108,7 @@ static int refuse(const char *message) {
 static int read_code(PyObject *number, int largest) {
     long code = PyLong_AsLong(number);
     if (code >= 0 && code <= largest) return (int)code;
-    return PyErr_Occurred() ? -1 : refuse("dtype, ord: unknown code");
+    return PyErr_Occurred() ? -1 : refuse("dtype, ord, threads: unknown code");
 }
 
 /* The bits of a tuple of axes. */
@@ -235,16 +237,17 @@ static int constrain_open(Job *job, normball_array *array, PyObject *const *args
 }
 
 static PyObject *python_constrain(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
-    enum { HEAD = 1, EACH = 6 };
+    enum { HEAD = 2, EACH = 6 };
     (void)module;
     if (!count_fits(nargs, HEAD, EACH)) return NULL;
     Jobs jobs;
-    int ord = read_code(args[0], NORMBALL_ORD_2), stopped = 0;
-    if (ord < 0) return NULL;
+    int ord = read_code(args[0], NORMBALL_ORD_2), threads = read_code(args[1], INT_MAX), stopped = 0;
+    if (ord < 0 || threads < 0) return NULL;
+    const normball_call call = call_of(threads);
     int failed = jobs_open(&jobs, (nargs - HEAD) / EACH);
     for (Py_ssize_t i = 0; !failed && i < jobs.count; i++)
         failed = constrain_open(jobs.jobs + i, jobs.arrays + i, args + HEAD + EACH * i);
-    if (!failed) WITHOUT_PYTHON(stopped, normball_constrain(jobs.count, jobs.arrays, ord, &CALL));
+    if (!failed) WITHOUT_PYTHON(stopped, normball_constrain(jobs.count, jobs.arrays, ord, &call));
     jobs_close(&jobs);
     return failed || stopped ? NULL : Py_NewRef(Py_None);
 }
@@ -255,36 +258,39 @@ static int total_open(Job *job, normball_array *array, PyObject *const *args) {
 }
 
 static PyObject *python_constrain_total(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
-    enum { HEAD = 3, EACH = 3 };
+    enum { HEAD = 4, EACH = 3 };
     (void)module;
     if (!count_fits(nargs, HEAD, EACH)) return NULL;
     Jobs jobs;
-    int ord = read_code(args[0], NORMBALL_ORD_2), stopped = 0;
-    if (ord < 0) return NULL;
-    double max_norm = PyFloat_AsDouble(args[1]), epsilon = PyFloat_AsDouble(args[2]), norm = 0;
+    int ord = read_code(args[0], NORMBALL_ORD_2), threads = read_code(args[1], INT_MAX), stopped = 0;
+    if (ord < 0 || threads < 0) return NULL;
+    const normball_call call = call_of(threads);
+    double max_norm = PyFloat_AsDouble(args[2]), epsilon = PyFloat_AsDouble(args[3]), norm = 0;
     if (PyErr_Occurred()) return NULL;
     int failed = jobs_open(&jobs, (nargs - HEAD) / EACH);
     for (Py_ssize_t i = 0; !failed && i < jobs.count; i++)
         failed = total_open(jobs.jobs + i, jobs.arrays + i, args + HEAD + EACH * i);
     if (!failed)
         WITHOUT_PYTHON(
-            stopped, normball_constrain_total(jobs.count, jobs.arrays, ord, max_norm, epsilon, &norm, &CALL));
+            stopped, normball_constrain_total(jobs.count, jobs.arrays, ord, max_norm, epsilon, &norm, &call));
     jobs_close(&jobs);
     return failed || stopped ? NULL : PyFloat_FromDouble(norm);
 }
 
 static PyObject *python_norms(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
-    enum { HEAD = 6 };
+    enum { HEAD = 7 };
     (void)module;
     if (!count_fits(nargs, HEAD, HEAD)) return NULL;
     Job job;
     normball_array array;
     uint64_t reduced;
-    int ord = read_code(args[0], NORMBALL_ORD_2), dtype = read_code(args[3], NORMBALL_BF16), stopped = 0;
-    if (ord < 0 || dtype < 0 || read_axes(args[4], &reduced) < 0) return NULL;
-    int failed = job_open(&job, &array, args[1], args[2], dtype, reduced, 1);
-    if (!failed && args[5] != Py_None) failed = job_max_norm(&job, &array, args[5]);
-    if (!failed) WITHOUT_PYTHON(stopped, normball_norms(&array, ord, &CALL));
+    int ord = read_code(args[0], NORMBALL_ORD_2), threads = read_code(args[1], INT_MAX), stopped = 0;
+    int dtype = read_code(args[4], NORMBALL_BF16);
+    if (ord < 0 || threads < 0 || dtype < 0 || read_axes(args[5], &reduced) < 0) return NULL;
+    const normball_call call = call_of(threads);
+    int failed = job_open(&job, &array, args[2], args[3], dtype, reduced, 1);
+    if (!failed && args[6] != Py_None) failed = job_max_norm(&job, &array, args[6]);
+    if (!failed) WITHOUT_PYTHON(stopped, normball_norms(&array, ord, &call));
     job_close(&job);
     return failed || stopped ? NULL : Py_NewRef(Py_None);
 }
@@ -370,9 +376,9 @@ static int module_exec(PyObject *module) {
 #define FAST(function) (PyCFunction)(void (*)(void))(function), METH_FASTCALL
 
 static PyMethodDef METHODS[] = {
-    {"constrain", FAST(python_constrain), "constrain(ord, *(x, out, dtype, axes, max_norm, epsilon) of each array)"},
-    {"constrain_total", FAST(python_constrain_total), "constrain_total(ord, max_norm, epsilon, *(x, out, dtype) of each)"},
-    {"norms", FAST(python_norms), "norms(ord, x, norms, dtype, axes, max_norm or None)"},
+    {"constrain", FAST(python_constrain), "constrain(ord, threads, *(x, out, dtype, axes, max_norm, epsilon) of each array)"},
+    {"constrain_total", FAST(python_constrain_total), "constrain_total(ord, threads, max_norm, epsilon, *(x, out, dtype) of each)"},
+    {"norms", FAST(python_norms), "norms(ord, threads, x, norms, dtype, axes, max_norm or None)"},
     {"levels", python_levels, METH_NOARGS, "The instruction sets that run here, best first."},
     {"select", python_select, METH_O, "Use this instruction set; returns the one before."},
     {"set_limits", python_set_limits, METH_VARARGS, "set_limits(parallel, task, stream, quick, stop) -> those before"},

@@ -1,4 +1,7 @@
-"""The C kernels: the same functions as `fallback` has for the backends, on the same arrays."""
+"""The C kernels: the same functions as `fallback` has for the backends, on the same arrays.
+
+`threads`: how many may work on a call; 0 for as many as the setting says.
+"""
 
 from collections.abc import Sequence
 
@@ -17,9 +20,10 @@ def constrain(
     max_norm: float | np.ndarray,
     epsilon: float | np.ndarray,
     ord: float,
+    threads: int = 0,
 ) -> None:
     """Write x, every group inside its ball, into out, which may be x itself."""
-    _native.constrain(ORDERS[ord], x, out, _CODES[x.dtype], axes, max_norm, epsilon)
+    _native.constrain(ORDERS[ord], threads, x, out, _CODES[x.dtype], axes, max_norm, epsilon)
 
 
 def constrain_each(
@@ -29,12 +33,13 @@ def constrain_each(
     max_norms: Sequence[float | np.ndarray],
     epsilons: Sequence[float | np.ndarray],
     ord: float,
+    threads: int = 0,
 ) -> None:
     """Write every x, as `constrain` would, into its out; no out shares memory with another array of the list."""
     jobs: list = []
     for x, out, own_axes, max_norm, epsilon in zip(xs, outs, axes, max_norms, epsilons, strict=True):
         jobs += x, out, _CODES[x.dtype], own_axes, max_norm, epsilon
-    _native.constrain(ORDERS[ord], *jobs)
+    _native.constrain(ORDERS[ord], threads, *jobs)
 
 
 def constrain_total(
@@ -43,21 +48,24 @@ def constrain_total(
     max_norm: float | np.ndarray,
     epsilon: float | np.ndarray,
     ord: float,
+    threads: int = 0,
 ) -> np.ndarray:
     """Write all arrays, as one group inside its ball, into outs; the norm before, as `norms` gives it."""
     jobs: list = []
     for x, out in zip(xs, outs, strict=True):
         jobs += x, out, _CODES[x.dtype]
-    return np.array(_native.constrain_total(ORDERS[ord], float(max_norm), float(epsilon), *jobs))
+    return np.array(_native.constrain_total(ORDERS[ord], threads, float(max_norm), float(epsilon), *jobs))
 
 
-def norms(x: np.ndarray, axes: tuple[int, ...], ord: float, max_norm: float | np.ndarray | None = None) -> np.ndarray:
+def norms(
+    x: np.ndarray, axes: tuple[int, ...], ord: float, max_norm: float | np.ndarray | None = None, threads: int = 0
+) -> np.ndarray:
     """Each group's norm as float64, at most one ulp off and exact where a float64 holds it, reduced axes kept as 1.
 
     Given a bound, the norms compare with it as the exact norms do.
     """
     result = np.empty([1 if axis in axes else length for axis, length in enumerate(x.shape)])
-    _native.norms(ORDERS[ord], x, result, _CODES[x.dtype], axes, max_norm)
+    _native.norms(ORDERS[ord], threads, x, result, _CODES[x.dtype], axes, max_norm)
     return result
 
 
