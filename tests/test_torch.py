@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 
@@ -174,7 +175,10 @@ def test_jacobians_agree_however_they_are_computed():
 # ---- torch.compile, fake and meta tensors
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="no g++ here, which inductor calls")
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=COMPILER)])
 def test_compiled_without_a_graph_break(backend):
     def loss(x, bound):
         parts, norm = total_norm_constraint([x, x * 2], bound, return_norm=True)
@@ -187,10 +191,12 @@ def test_compiled_without_a_graph_break(backend):
         value = function(x, bound)
         value.backward()
         gradients.append((value.detach(), x.grad, bound.grad))
+    rounding = 1e-6 if backend == "inductor" else 0  # which adds up in an order of its own
     for plain, traced in zip(*gradients, strict=True):
-        assert same(plain, traced)
+        torch.testing.assert_close(traced, plain, rtol=rounding, atol=0)
     with torch.no_grad():
-        assert same(compiled(randn(4, 3), torch.tensor(1.5)), gradients[0][0])
+        value = compiled(randn(4, 3), torch.tensor(1.5))
+        torch.testing.assert_close(value, gradients[0][0], rtol=rounding, atol=0)
 
 
 def test_compiled_as_the_first_thing_a_process_does():

@@ -555,8 +555,11 @@ def test_parametrization_with_a_bound_per_unit_and_its_text():
 def test_in_place_laws(dtype):
     w = nn.Parameter(rows(dtype).weight.detach().T)  # no contiguous memory
     before = array(w)
-    assert norm_constraint_(w, 1.0) is w  # the default axes of norm_constraint: (0,)
+    assert norm_constraint_(w, 1.0, 0) is w
     assert broken_laws(before, array(w), 1.0, (0,)) == set()
+    filters = torch.randn(3, 2, 2).to(dtype)
+    before = array(filters)
+    assert broken_laws(before, array(norm_constraint_(filters, 1.0)), 1.0, (1, 2)) == set()
 
 
 def test_in_place_list():
@@ -580,13 +583,13 @@ def test_a_stale_backward_is_refused():
 def test_in_place_leaves_gradients_alone():
     w = nn.Parameter(torch.full((2, 2), 3.0))
     (w * w).sum().backward()
-    norm_constraint_(w, 1.0)
+    norm_constraint_(w, 1.0, 1)
     assert w.is_leaf
     assert w.requires_grad
     assert w.grad_fn is None
     assert w.grad.tolist() == [[6.0, 6.0], [6.0, 6.0]]
     with torch.inference_mode():
-        assert norm_constraint_(torch.full((2, 2), 3.0), 1.0).max() < 1
+        assert norm_constraint_(torch.full((2, 2), 3.0), 1.0, 1).max() < 1
 
 
 @pytest.mark.parametrize(
@@ -601,15 +604,23 @@ def test_in_place_leaves_gradients_alone():
 )  # fmt: skip
 def test_in_place_refusals(error, make, message):
     with pytest.raises(error) as caught:
-        norm_constraint_(make(), 1.0)
+        norm_constraint_(make(), 1.0, 1)
     assert str(caught.value) == message
+
+
+def test_a_matrix_must_say_which_axis_is_incoming():
+    for tensors, name in ((torch.ones(2, 2), "tensor_var"), ([torch.ones(2, 2, 2), torch.ones(2, 2)], "tensor_var[1]")):
+        with pytest.raises(ValueError) as caught:
+            norm_constraint_(tensors, 1.0)
+        rule = f"a 2-D tensor does not say which axis of {name} is incoming"
+        assert str(caught.value) == f"norm_axes=None: {rule}; pass 1 for torch.nn.Linear, 0 for (inputs, outputs)"
 
 
 def test_a_refusal_in_a_list_writes_nothing():
     w = torch.full((4, 4), 3.0)
     for others in ([torch.ones(1, 4).expand(4, 4)], [w[:2]], [torch.ones(2, 2, dtype=torch.int8)]):
         with pytest.raises((TypeError, ValueError)):
-            norm_constraint_([w, *others], 1.0)
+            norm_constraint_([w, *others], 1.0, 1)
         assert w.unique().tolist() == [3.0]
     halves = [w[:, :2], w[:, 2:]]  # interleaved, and apart
     assert torch.equal(norm_constraint_(halves, 1.0, 1)[1], w[:, 2:])

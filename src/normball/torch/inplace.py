@@ -27,9 +27,9 @@ def norm_constraint_(
         The largest norm allowed; a tensor broadcasts against the norms with the reduced axes kept as 1. For several
         tensors one bound for all, or a list of as many.
     norm_axes : int or sequence of int, optional
-        The axes to take the norm over. The default is that of `normball.norm_constraint`, which for a 2-D array is
-        axis 0, of (inputs, outputs). `torch.nn.Linear` and `torch.nn.Embedding` store one unit per row: pass 1.
-        `MaxNorm` finds the axes of every layer by itself.
+        The axes to take the norm over. By default, of tensors of 3 to 5 dimensions all but 0, as of a convolution's
+        weight. A 2-D tensor does not say which axis is incoming: `torch.nn.Linear` and `torch.nn.Embedding` store one
+        unit per row, so pass 1; pass 0 for (inputs, outputs). `MaxNorm` finds the axes of every layer by itself.
     epsilon : float or Tensor, optional
         Added to the norms of violating groups.
     ord : 1, 2 or inf, optional
@@ -46,7 +46,8 @@ def norm_constraint_(
         For what is no tensor of one of the four dtypes; for a bound that is no number.
     ValueError
         For a tensor that autograd has computed and follows (not a leaf, requires grad), one whose entries share memory
-        (expanded, say), two that share memory; axes and bounds as in `normball.norm_constraint`. Nothing is written.
+        (expanded, say), two that share memory; no axes for a 2-D tensor; axes and bounds else as in
+        `normball.norm_constraint`. Nothing is written.
 
     Notes
     -----
@@ -73,16 +74,19 @@ def norm_constraint_(
     several = arguments.is_list(tensor_var)
     tensors = list(tensor_var) if several else [tensor_var]
     for index, tensor in enumerate(tensors):
-        _check(tensor, arguments.entry("tensor_var", index if several else None))
+        _check(tensor, arguments.entry("tensor_var", index if several else None), norm_axes)
     with torch.no_grad():
         whole = tensors if several else tensor_var
         return normball.norm_constraint(whole, max_norm, norm_axes, epsilon, ord=ord, out=whole)
 
 
-def _check(tensor: Any, name: str) -> None:
+def _check(tensor: Any, name: str, norm_axes: Any) -> None:
     """Refuse what is no tensor, or follows from others by autograd, which would not see this step."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} of type {type(tensor).__name__}: must be a torch.Tensor; convert it first")
     if tensor.requires_grad and not tensor.is_leaf:
         rule = "autograd has computed it and follows it"
         raise ValueError(f"{name}: {rule}; use normball.norm_constraint, or pass {name}.detach()")
+    if norm_axes is None and tensor.ndim == 2:  # PyMC's default, axis 0, is the wrong one for PyTorch's layers
+        rule = f"a 2-D tensor does not say which axis of {name} is incoming"
+        raise ValueError(f"norm_axes=None: {rule}; pass 1 for torch.nn.Linear, 0 for (inputs, outputs)")
