@@ -17,6 +17,12 @@ def _numpy() -> ModuleType:
     return numpy
 
 
+def _jax() -> ModuleType:
+    from normball.backends import jax
+
+    return jax
+
+
 def _torch() -> ModuleType:
     from normball.backends import torch
 
@@ -31,7 +37,12 @@ def _pytensor() -> ModuleType:
 
 # The package that defines an array's type -> the backend that knows it. Later ones win over earlier ones in a call
 # that mixes them: a NumPy array may stand beside a symbolic variable, as everywhere in PyTensor.
-BACKENDS: dict[str, Callable[[], ModuleType]] = {"numpy": _numpy, "torch": _torch, "pytensor": _pytensor}
+BACKENDS: dict[str, Callable[[], ModuleType]] = {
+    "numpy": _numpy,
+    "jax": _jax,
+    "torch": _torch,
+    "pytensor": _pytensor,
+}
 
 _backends: dict[tuple[type, ...], ModuleType] = {}
 _libraries: dict[type, str | None] = {float: None, int: None}  # torch.compile cannot walk their bases
