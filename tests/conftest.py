@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -40,6 +40,7 @@ class Runner:
     total: Callable  # (xs, max_norm, epsilon, ord) -> (arrays, norm)
     norms: Callable  # (x, axes, ord) -> array, reduced axes dropped
     band: int = 0
+    norm_dtype: str = "float64"
     subnormals: bool = True  # False where the compiler flushes them to zero
 
     def __repr__(self) -> str:
@@ -115,6 +116,55 @@ def _pytensor_runner(mode: str) -> Runner:
     return _claiming(f"pytensor-{mode}", SUPPORTS[column], constrain, total, norms)
 
 
+def _jax_runner(x64: bool) -> Runner:
+    """JAX arrays: with 64-bit mode eagerly, bounds concrete; without it under jit, bounds traced."""
+    import jax
+    from normball.backends.jax import SUPPORTS
+
+    def mode(function):
+        def run(*args):
+            with jax.enable_x64(x64):
+                return jax.tree.map(np.asarray, function(*args))
+
+        return run
+
+    def compiled(*static):
+        return functools.partial(jax.jit, static_argnums=static) if not x64 else lambda function: function
+
+    @compiled(2, 4)
+    def constrained(x, max_norm, axes, epsilon, ord):
+        return normball.norm_constraint(x, max_norm, axes, epsilon, ord=ord)
+
+    @compiled(3)
+    def total(xs, max_norm, epsilon, ord):
+        return normball.total_norm_constraint(xs, max_norm, epsilon, True, ord=ord)
+
+    @mode
+    def norms(x, axes, ord):
+        return normball.compute_norms(jax.numpy.asarray(x), axes, ord=ord)
+
+    wide = np.float64 if x64 else np.float32
+
+    def below(bound):
+        """The bound, rounded down where it is cast."""
+        bound = np.asarray(bound, np.float64)
+        with np.errstate(over="ignore"):
+            near = bound.astype(wide)
+        return np.where(near > bound, np.nextafter(near, wide(0)), near)
+
+    @mode
+    def constrain(x, max_norm, axes, epsilon, ord):
+        return constrained(jax.numpy.asarray(x), below(max_norm), axes, below(epsilon), ord)
+
+    @mode
+    def run_total(xs, max_norm, epsilon, ord):
+        return total(list(map(jax.numpy.asarray, xs)), below(max_norm), below(epsilon), ord)
+
+    claims = SUPPORTS["JAX"] if x64 else SUPPORTS["JAX"] - {"float64"}
+    runner = _claiming(f"jax-{64 if x64 else 32}", claims, constrain, run_total, norms)
+    return runner if x64 else replace(runner, norm_dtype="float32")
+
+
 def _torch_runner(name: str, elsewhere: bool) -> Runner:
     """Torch tensors on the CPU; `elsewhere` as a class of its own, which goes the way of other devices' tensors."""
     import torch
@@ -153,6 +203,8 @@ def _torch_runner(name: str, elsewhere: bool) -> Runner:
 
 RUNNERS = [_numpy_runner()]
 LEFT_OUT = []
+if installed("jax"):
+    RUNNERS += [_jax_runner(True), _jax_runner(False)]
 if installed("torch"):
     RUNNERS += [_torch_runner("PyTorch CPU", False), _torch_runner("PyTorch GPU", True)]
 if installed("pytensor"):

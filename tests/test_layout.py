@@ -25,7 +25,7 @@ TORCH = ("", "_checks", "_gradients", "_groups", "_mesh", "_operators", "_portab
 # Every file that may name a library, besides NumPy, the one dependency.
 KNOWS = {
     "pytensor": {f"backends/pytensor{part}.py" for part in ("", "_c", "_fusion", "_links", "_numba")},
-    "jax": {"backends/jax.py", "backends/pytensor_links.py"},
+    "jax": {"backends/pytensor_links.py", *(f"backends/jax{part}.py" for part in ("", "_exact", "_narrow"))},
     "torch": {"backends/pytensor_links.py", *(f"backends/torch{part}.py" for part in TORCH)},
     "numba": {"backends/pytensor_links.py", "backends/pytensor_numba.py"},
 }

@@ -71,7 +71,7 @@ def _norms_jvp(axes: tuple[int, ...] | None, ord: float, small: bool | None, pri
             return sum(jnp.sum(t, axis=axes, keepdims=axes is not None) for t in terms)
 
         ordinary = jnp.isfinite(norm) & (norm > 0)
-        units = [_over(x, jnp.where(ordinary, norm, 1), ordinary) for x in xs]
+        units = [_over(_finite(x), jnp.where(ordinary, norm, 1), ordinary) for x in xs]
         if ord != 2:
             sizes = [lax.stop_gradient(abs(u)) for u in units]
             units = [jnp.sign(lax.stop_gradient(u)) for u in units]
@@ -80,7 +80,7 @@ def _norms_jvp(axes: tuple[int, ...] | None, ord: float, small: bool | None, pri
                 peak = functools.reduce(jnp.maximum, peaks)
                 ties = total([jnp.where(s == peak, 1.0, 0.0) for s in sizes])
                 units = [jnp.where(s == peak, u / jnp.maximum(ties, 1), 0) for s, u in zip(sizes, units, strict=True)]
-        return total([u.astype(_F64) * step.astype(_F64) for u, step in zip(units, steps, strict=True)])
+        return total([(u * step.astype(np.float32)).astype(_F64) for u, step in zip(units, steps, strict=True)])
 
     return norm, _remade(rate)(xs, norm, tangents[0])
 
@@ -111,16 +111,19 @@ def _rescaled_jvp(length: int, primals: tuple, tangents: tuple) -> tuple:
     """dy = s dv + v/(n + epsilon) (dc - s (dn + d epsilon)) for violators, with s = c/(n + epsilon)."""
 
     def rate(x: jax.Array, norm: jax.Array, bound: jax.Array, epsilon: jax.Array, steps: tuple) -> jax.Array:
-        step, norm_step, bound_step, epsilon_step = (s.astype(_F64) for s in steps)
+        step, *others = steps
+        norm_step, bound_step, epsilon_step = (other.astype(_F64) for other in others)
         c, e = bound.astype(_F64), epsilon.astype(_F64)
         spoilt = jnp.isnan(norm) | (jnp.isinf(norm) & (c != np.inf)) | ~(c >= 0) | ~(e >= 0)
         # In doubt a group counts as compliant here: at ties, too, the derivative is the identity.
         violates = (norm > c * (1 + _band(length))) & ~spoilt
         below = jnp.where(violates, norm + e, 1)
         shrink = jnp.where(violates, c, 0) / below
-        outer = jnp.where(spoilt, np.nan, jnp.where(violates, shrink, 1))
-        push = jnp.where(violates, bound_step - shrink * (norm_step + epsilon_step), 0)
-        return (outer * step + _over(x, below, violates).astype(_F64) * push).astype(x.dtype)
+        outer = jnp.where(spoilt, np.nan, jnp.where(violates, shrink, 1)).astype(np.float32)
+        push = jnp.where(violates, (bound_step - shrink * (norm_step + epsilon_step)) / below, 0)
+        # Transposed, the second term is a sum of plain products in float64, which XLA on a CPU is quickest at.
+        pushed = (_finite(x).astype(_F64) * push).astype(np.float32)
+        return (outer * step.astype(np.float32) + pushed).astype(x.dtype)
 
     return rescaled(*primals, length), _remade(rate)(*primals, tangents)
 
@@ -181,11 +184,16 @@ def _signed(bound: jax.Array) -> jax.Array:
     return jnp.where(negative, -_size(bound), _size(bound))
 
 
+def _finite(x: jax.Array) -> jax.Array:
+    """X with its largest numbers for inf, so that zero times it is zero; NaN stays."""
+    largest = jnp.finfo(x.dtype).max
+    return lax.max(lax.min(x, jnp.asarray(largest, x.dtype)), jnp.asarray(-largest, x.dtype))
+
+
 def _over(x: jax.Array, norm: jax.Array, wanted: jax.Array) -> jax.Array:
     """X / norm in float32, zero where not wanted; in two steps, each within range."""
     bits = lax.bitcast_convert_type(lax.stop_gradient(norm), np.int64)
     exponent = jnp.clip((bits >> 52) - 1023, -120, 120)
     power = lax.bitcast_convert_type((1023 - exponent) << 52, _F64)
-    rest = 1 / (norm * power)
-    x = jnp.where(wanted, x, 0).astype(np.float32)
-    return (x * power.astype(np.float32)) * rest.astype(np.float32)
+    rest = jnp.where(wanted, 1 / (norm * power), 0)
+    return (x.astype(np.float32) * power.astype(np.float32)) * rest.astype(np.float32)
