@@ -1,0 +1,84 @@
+"""Run by test_jax_sharded.py on 8 devices: results, shardings, and the collectives of the compiled programs."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from oracle import broken_laws
+
+import normball
+
+# Sharding of a matrix with norms over axis 0 -> all-reduces of a call.
+SPECS = {P("a", None): 1, P(None, "b"): 0, P("a", "b"): 1, P(("a", "b"), None): 1, P(): 0}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def collectives(function, *args):
+    """How many collectives of each kind the compiled function holds, but for kinds of which there are none."""
+    text = jax.jit(function).lower(*args).compile().as_text()
+    found = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in COLLECTIVES}
+    return {kind: count for kind, count in found.items() if count}
+
+
+def only_reduces(count):
+    return {"all-reduce": count} if count else {}
+
+
+def constrain(x):
+    return normball.norm_constraint(x, 5.0, 0)
+
+
+def loss(x):
+    return jnp.sin(constrain(x)).sum()
+
+
+def check(mesh):
+    w = np.random.default_rng(0).standard_normal((64, 32), dtype=np.float32)
+    expected = np.asarray(jax.grad(loss)(jnp.asarray(w)))
+    for spec, reduces in SPECS.items():
+        sharding = NamedSharding(mesh, spec)
+        x = jax.device_put(w, sharding)
+        for result in (constrain(x), jax.jit(constrain)(x), jax.jit(normball.norm_constraint)(x, 5.0)):
+            assert broken_laws(w, np.asarray(result), 5.0, (0,), band=4) == set()
+            assert result.sharding.is_equivalent_to(sharding, 2), (spec, result.sharding)
+        derivative = jax.jit(jax.grad(loss))(x)
+        np.testing.assert_allclose(derivative, expected, rtol=1e-5, atol=1e-6)
+        assert derivative.sharding.is_equivalent_to(sharding, 2)
+        assert collectives(constrain, x) == only_reduces(reduces), spec
+        assert collectives(jax.grad(loss), x) == only_reduces(2 * reduces), spec
+        # With a traced bound there are two ways to sum, of which one is taken.
+        assert collectives(normball.norm_constraint, x, 5.0) == only_reduces(2 * reduces), spec
+
+
+def check_counter(mesh):
+    """The counter sees what it is there to see."""
+    x = jax.device_put(np.ones((8, 8), np.float32), NamedSharding(mesh, P("a", None)))
+    everywhere = NamedSharding(mesh, P())
+    assert collectives(lambda x: jax.lax.with_sharding_constraint(x, everywhere), x) == {"all-gather": 1}
+
+
+def check_tree(mesh):
+    """XLA merges the collectives of many arrays: one for each set of devices that share a norm."""
+    specs = [P("a", None), P(None, "b"), P("a", "b"), P(("a", "b"), None)]
+    shapes = [(64, 32 + 8 * index) for index in range(10)]
+    arrays = [
+        jax.device_put(np.full(shape, 3.0, np.float32), NamedSharding(mesh, s)) for s in specs for shape in shapes
+    ]
+    together = collectives(lambda xs: normball.norm_constraint(xs, 1.0, 0), arrays)
+    assert together == only_reduces(2), together
+    total = collectives(lambda xs: normball.total_norm_constraint(xs, 1.0), arrays)
+    assert set(total) == {"all-reduce"}, total
+    print("total of 40 tensors:", total)
+
+
+for kind in (AxisType.Auto, AxisType.Explicit):
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(kind, kind))
+    with jax.set_mesh(mesh):
+        check(mesh)
+        if kind == AxisType.Auto:
+            check_counter(mesh)
+            check_tree(mesh)
+print("all is well")
