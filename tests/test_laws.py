@@ -223,9 +223,7 @@ def test_total_is_one_group(runner, ord):
         ys, norm = runner.total(xs, max_norm, 1e-7, ord)
         assert broken_total_laws(xs, ys, max_norm, 1e-7, ord, band=runner.band) == set()
         whole = exact_norm([float(v) for x in xs for v in x.reshape(-1)], ord)
-        assert abs(Fraction(float(norm)) - whole) <= Fraction(float(np.spacing(norm))) * (
-            1 if not runner.band else 4
-        )
+        assert abs(Fraction(float(norm)) - whole) <= Fraction(float(np.spacing(norm))) * (1 if not runner.band else 4)
         again, _ = runner.total(ys, max_norm, 1e-7, ord)
         assert all(same_bits(a, y) for a, y in zip(again, ys, strict=True))
 
