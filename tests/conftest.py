@@ -119,6 +119,7 @@ def _pytensor_runner(mode: str) -> Runner:
 def _jax_runner(x64: bool) -> Runner:
     """JAX arrays: with 64-bit mode eagerly, bounds concrete; without it under jit, bounds traced."""
     import jax
+
     from normball.backends.jax import SUPPORTS
 
     def mode(function):

@@ -29,15 +29,15 @@ def norm_constraint(
     Parameters
     ----------
     tensor_var : array or iterable of array
-        Weights, an update, a gradient: a NumPy array, PyTorch tensor or JAX array (float64, float32, float16,
-        bfloat16; complex numbers of the latter two, too, with the norm of their moduli) or a PyTensor variable (float64, float32, float16), of
-        any shape and layout. Or several of them, in a list or from a generator: each is constrained by itself, arrays
-        in one go.
+        Weights, an update, a gradient: a NumPy array, PyTorch tensor or JAX array (float64, float32, float16, bfloat16;
+        complex numbers of the latter two, too, with the norm of their moduli) or a PyTensor variable (float64, float32,
+        float16), of any shape and layout. Or several of them, in a list or from a generator: each is constrained by
+        itself, arrays in one go.
     max_norm : float or array, or list of these
         The largest norm allowed, in the units of `tensor_var`. One number, or anything that broadcasts against the
         norms with the reduced axes kept as 1 (one bound per unit). `inf` means no constraint. In a PyTensor graph or
-        under torch.compile or jax.jit it may be symbolic, shared, a tensor or traced: a schedule needs no second compilation. For several
-        arrays one bound for all, or a list of as many.
+        under torch.compile or jax.jit it may be symbolic, shared, a tensor or traced: a schedule needs no second
+        compilation. For several arrays one bound for all, or a list of as many.
     norm_axes : int or sequence of int, optional
         The axes to take the norm over. By default a 2-D array is a dense layer's (inputs, outputs), with the norm over
         axis 0, and a 3-D, 4-D or 5-D one a convolution's (filters, channels, space...), with the norm over all axes
@@ -62,8 +62,8 @@ def norm_constraint(
     Raises
     ------
     TypeError
-        For integers, booleans, objects, and complex numbers outside of PyTorch and JAX; for a `max_norm` or `epsilon` that is
-        None, text or bool.
+        For integers, booleans, objects, and complex numbers outside of PyTorch and JAX; for a `max_norm` or `epsilon`
+        that is None, text or bool.
     ValueError
         For axes that are missing, repeated or out of range; a concrete `max_norm` or `epsilon` that is negative or
         NaN, or does not broadcast; an `out` of another shape or dtype, read-only or partly overlapping `tensor_var`;
@@ -76,8 +76,8 @@ def norm_constraint(
     Guaranteed, with no tolerance: groups with n <= c keep their bits; the norm of the result, in exact arithmetic, is
     at most c; each entry lies within 4 ulp of the formula; a second call changes nothing; no finite input overflows or
     underflows; a NaN or inf turns its own group into NaN, and no other. A symbolic bound that turns out negative or
-    NaN makes NaN. On other devices than CPUs, where a group is split over several, and in JAX, a group within 4 ulp under
-    its bound may be rescaled.
+    NaN makes NaN. On other devices than CPUs, where a group is split over several, and in JAX, a group within 4 ulp
+    under its bound may be rescaled.
 
     The derivative is the identity where n <= c, ties and zero vectors included. Where n > c it is
     s (I - n / (n + epsilon) u u^T) for order 2, with s = c / (n + epsilon) and u = v / n. `max_norm` and `epsilon`
@@ -219,8 +219,9 @@ def compute_norms(array: Any, norm_axes: Any = None, *, ord: float = 2) -> Any:
     Returns
     -------
     array
-        Float64 (in JAX without 64-bit mode float32), whatever the dtype of `array`, with the norm axes removed. At most one ulp off, and exact where a
-        float64 holds the norm; so ``compute_norms(w) <= c`` holds wherever the exact norm is at most c.
+        Float64 (in JAX without 64-bit mode float32), whatever the dtype of `array`, with the norm axes removed. At most
+        one ulp off, and exact where a float64 holds the norm; so ``compute_norms(w) <= c`` holds wherever the exact
+        norm is at most c.
 
     Raises
     ------

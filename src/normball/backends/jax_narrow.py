@@ -25,7 +25,11 @@ from jax import lax
 _F64 = np.float64
 _SMALL = 2.0**-90  # to a norm above this, 2**53 subnormal numbers make no difference that float64 could tell
 # Fraction bits, exponent bias, the integers of the same width.
-_LAYOUTS = {"float32": (23, 127, np.int32), "float16": (10, 15, np.int16), "bfloat16": (7, 127, np.int16)}
+_LAYOUTS: dict[str, tuple[int, int, Any]] = {
+    "float32": (23, 127, np.int32),
+    "float16": (10, 15, np.int16),
+    "bfloat16": (7, 127, np.int16),
+}
 
 
 def in_float64(function: Callable) -> Callable:
