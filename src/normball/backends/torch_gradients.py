@@ -41,7 +41,7 @@ def constrain_total(max_norm: Any, epsilon: Any, ord: float, *xs: Tensor) -> tup
 
 def as_tensor(bound: Any) -> Tensor:
     """A bound as the operators take it."""
-    return torch.scalar_tensor(bound, dtype=torch.float64) if type(bound) is float else bound
+    return torch.scalar_tensor(bound, dtype=torch.float64, device="cpu") if type(bound) is float else bound
 
 
 def _apply(function: Any, *args: Any) -> Any:
