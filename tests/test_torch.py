@@ -132,6 +132,25 @@ def test_second_derivatives_at_extreme_norms():
             assert wrong_entries(found.numpy(), wanted, np.abs(wanted).max(), "float64") == 0, (scale, bound, epsilon)
 
 
+@pytest.mark.parametrize("ord", [1, 2])
+def test_derivatives_of_groups_whose_norm_is_beyond_float64(ord):
+    """Those of the same groups, 2**20 times smaller; which was zero everywhere, as a quotient by inf."""
+    c, v = 2.0**1023, torch.tensor([1.75, -1.5, 0.25], dtype=torch.float64) * 2.0**1023
+    cotangent = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    for constrain in (
+        lambda x, bound: norm_constraint(x, bound, 0, 0.0, ord=ord),
+        lambda x, bound: torch.cat(total_norm_constraint([x[:1], x[1:]], bound, 0.0, ord=ord)),
+    ):
+        found = []
+        for share in (1.0, 2.0**-20):
+            x, bound = (v * share).requires_grad_(), torch.tensor(c * share, dtype=torch.float64, requires_grad=True)
+            found.append(torch.autograd.grad(constrain(x, bound), (x, bound), cotangent))
+            steps = torch.func.jvp(constrain, (x.detach(), bound.detach()), (cotangent, torch.tensor(1.0).double()))
+            found[-1] += (steps[1],)
+        assert all(map(same, *found))
+        assert found[0][0].abs().min() > 0
+
+
 def test_nothing_is_nan_at_zero():
     zero = torch.zeros(3, 2, dtype=torch.float64)
     for bound in (0.0, 1.0):

@@ -380,6 +380,22 @@ def test_works_where_nothing_can_be_read(policy, bound):
             call()
 
 
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e200, 1e300])
+def test_squares_beyond_float64(scale, kind):
+    """They were inf, so that finite gradients were zeroed, or 0, so that none was clipped."""
+    for policy in ("zero", "skip", "raise"):
+        parameters, report = holding(randn(3, dtype=F64), randn(2, dtype=F64), kind=kind), ClipReport()
+        for p in parameters:
+            p.grad.mul_(scale)
+        before = arrays(parameters)
+        bound = norm_of(before) / 3
+        clip_grad_norm_(parameters, bound, nonfinite=policy, report=report)
+        assert broken_total_laws(before, arrays(parameters), bound, 0.0, band=4) == set()
+        assert report.clipped
+        assert report.norm_before == pytest.approx(3 * bound)
+
+
 # ---- the report
 
 

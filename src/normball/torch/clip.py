@@ -85,8 +85,8 @@ def clip_grad_norm_(
     -------
     Tensor
         The total norm before, without dimensions, on the device of the first gradient; 0 where there is none. Its
-        dtype is the one that those of the gradients promote to, and at least float32; rounded up, so that the norm is
-        never more than this, and inf where it is beyond the dtype's range.
+        dtype is the one that those of the gradients promote to, and at least float32; rounded up, from a float64 that
+        is at most an ulp off, and inf where it is beyond the dtype's range.
 
     Raises
     ------

@@ -100,9 +100,12 @@ def _local(tensors: Sequence[Tensor], ord: float, words: bool) -> Norms:
     """The norm of each tensor, as vectors; of float64 in two words where a factor is to be made of it."""
     if all(torch_operators.in_memory(x) and not (words and x.dtype == torch.float64) for x in tensors):
         high = torch_operators.norms_in_memory(tensors, ord)
-        # A norm beyond float64, which only float64 entries have, is inf here; so is one of entries that are not finite.
-        if torch.isfinite(high).all() or not any(x.dtype == torch.float64 for x in tensors):
+        if not any(x.dtype == torch.float64 for x in tensors):
             return _one_word(high)
+        # A norm beyond float64, which only float64 entries have, is inf here; so is one of entries that are not finite.
+        if torch.isfinite(high).all():
+            mantissa, exponent = torch.frexp(high)  # whose squares are in range
+            return Norms(mantissa, torch.zeros_like(mantissa), exponent.to(torch.int64))
     device = tensors[0].device
     zero = _zero(device)
     parts: list[Norms] = [zero] * len(tensors)
