@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ torch = pytest.importorskip("torch")
 from closed_form import SCALES, SUBNORMAL, WIDE, closed_form, columns, second_derivative, wide_enough, wrong_entries  # noqa: E402
 from oracle import broken_laws  # noqa: E402
 from torch.autograd import gradcheck, gradgradcheck  # noqa: E402
+from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
 
 from normball import compute_norms, kernels, norm_constraint, total_norm_constraint  # noqa: E402
+from normball.torch import norm_constraint_  # noqa: E402
 
 ORDERS = (1, 2, math.inf)
 
@@ -129,6 +132,25 @@ def test_second_derivatives_at_extreme_norms():
             assert wrong_entries(found.numpy(), wanted, np.abs(wanted).max(), "float64") == 0, (scale, bound, epsilon)
 
 
+@pytest.mark.parametrize("ord", [1, 2])
+def test_derivatives_of_groups_whose_norm_is_beyond_float64(ord):
+    """Those of the same groups, 2**20 times smaller; which was zero everywhere, as a quotient by inf."""
+    c, v = 2.0**1023, torch.tensor([1.75, -1.5, 0.25], dtype=torch.float64) * 2.0**1023
+    cotangent = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    for constrain in (
+        lambda x, bound: norm_constraint(x, bound, 0, 0.0, ord=ord),
+        lambda x, bound: torch.cat(total_norm_constraint([x[:1], x[1:]], bound, 0.0, ord=ord)),
+    ):
+        found = []
+        for share in (1.0, 2.0**-20):
+            x, bound = (v * share).requires_grad_(), torch.tensor(c * share, dtype=torch.float64, requires_grad=True)
+            found.append(torch.autograd.grad(constrain(x, bound), (x, bound), cotangent))
+            steps = torch.func.jvp(constrain, (x.detach(), bound.detach()), (cotangent, torch.tensor(1.0).double()))
+            found[-1] += (steps[1],)
+        assert all(map(same, *found))
+        assert found[0][0].abs().min() > 0
+
+
 def test_nothing_is_nan_at_zero():
     zero = torch.zeros(3, 2, dtype=torch.float64)
     for bound in (0.0, 1.0):
@@ -226,6 +248,16 @@ def test_operators_pass_torchs_own_check():
         torch.library.opcheck(ops.constrain_total_.default, ([x.clone(), x[0].clone()], bound, epsilon, 2.0))
 
 
+@pytest.mark.parametrize("call", [lambda x: norm_constraint(x, 1.0), lambda x: norm_constraint_(x.clone(), 1.0, 0)])
+def test_recorded_by_torchs_other_tracers(call):
+    """They see PyTorch's operators alone; what the kernels wrote beside them was missing from the graph."""
+    x, other = randn(4, 3), 5 * randn(4, 3, seed=1)
+    for record in (lambda f: make_fx(f)(x), lambda f: torch.jit.trace(f, (x,))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is on its way out, and warns of every check of shapes
+            assert same(record(call)(other), call(other))
+
+
 def test_shapes_without_values():
     x = torch.empty(4, 3, device="meta", dtype=torch.float16)
     y = norm_constraint(x, 1.0)
@@ -286,6 +318,33 @@ def test_bounds_from_everywhere():
         assert same(norm_constraint(x, torch.tensor(bound)), wanted)
         assert same(norm_constraint(x, torch.tensor(bound, dtype=torch.bfloat16)), wanted)
     assert same(norm_constraint(x, torch.tensor(2)), norm_constraint(x, 2))
+    negated = torch.full((4,), -1j, dtype=torch.complex128).conj().imag  # a view, of ones: in memory are others
+    assert negated.is_neg()
+    for bound in (negated, negated[0]):
+        assert same(norm_constraint(x, bound), norm_constraint(x, 1.0))
+        assert same(total_norm_constraint([x], negated[0])[0], total_norm_constraint([x], 1.0)[0])
+        with pytest.raises(ValueError, match="must be >= 0"):
+            norm_constraint(x, -bound)
+
+
+@pytest.mark.parametrize("bound", [torch.empty((), device="meta"), torch.empty(4, device="meta")])
+def test_a_bound_on_another_device_is_not_read_as_memory(bound):
+    """It is fetched, from which a device without values keeps us."""
+    for x in (randn(3, 4), randn(3, 4).requires_grad_()):
+        with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+            norm_constraint(x, bound)
+
+
+def test_tensors_stay_where_they_are_whatever_the_default_device():
+    plain, leaf = randn(3, 4), randn(3, 4).requires_grad_()
+    wanted = [norm_constraint(plain, 1.0), *total_norm_constraint([plain, plain], 1.0)]
+    with torch.device("meta"):
+        for x in (plain, leaf):
+            found = [norm_constraint(x, 1.0), *total_norm_constraint([x, x], 1.0)]
+            assert all(map(same, found, wanted))
+            assert compute_norms(x).device.type == "cpu"
+        found[0].backward(torch.ones_like(plain, device="cpu"))
+    assert leaf.grad.device.type == "cpu"
 
 
 # ---- in place and lists
