@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from closed_form import SCALES, SUBNORMAL, WIDE, closed_form, columns, second_derivative, wide_enough, wrong_entries  # noqa: E402
-from oracle import broken_laws  # noqa: E402
+from oracle import broken_laws, exact_norm  # noqa: E402
 from torch.autograd import gradcheck, gradgradcheck  # noqa: E402
 from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
 
@@ -161,6 +162,38 @@ def test_nothing_is_nan_at_zero():
 
 
 # ---- torch.func
+
+
+def test_derivatives_decide_as_exactly_as_the_constraint():
+    """A norm above its bound by less than float64 can say: what points outwards is not let through."""
+    x = randn(5, 40, dtype=torch.float64).requires_grad_()
+    bounds = compute_norms(x.detach())
+    norms = [exact_norm(column) for column in x.detach().T.tolist()]
+    above = torch.tensor([norm > Fraction(bound) for norm, bound in zip(norms, bounds.tolist(), strict=True)])
+    assert 0 < above.sum() < 40
+    norm_constraint(x, bounds, 0, 0.0).backward(x.detach())
+    assert x.grad[:, above].abs().max() < 1e-12
+    assert x.grad[:, ~above].equal(x.detach()[:, ~above])
+
+
+@pytest.mark.parametrize("ord", ORDERS)
+def test_second_derivatives_at_zero(ord):
+    x, bound = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True), torch.tensor(1.0, requires_grad=True)
+    for y in (norm_constraint(x, bound, 1, 0.0, ord=ord), compute_norms(x, 1, ord=ord)):
+        first = torch.autograd.grad(y.sum(), x, create_graph=True)[0]
+        assert first.isfinite().all()
+        if first.requires_grad:
+            assert all(
+                g.isfinite().all()
+                for g in torch.autograd.grad(first.sum(), (x, bound), allow_unused=True)
+                if g is not None
+            )
+
+
+def test_vmap_of_bounds_with_fewer_axes():
+    x, bounds = randn(2, 4, 4) * 3, torch.tensor([[0.5, 1.0, 1.5, 2.0], [2.0, 1.5, 1.0, 0.5]])
+    found = torch.func.vmap(lambda x, bound: norm_constraint(x, bound))(x, bounds)
+    assert same(found, torch.stack([norm_constraint(*pair) for pair in zip(x, bounds, strict=True)]))
 
 
 def test_vmap_gives_what_a_loop_gives():
@@ -347,6 +380,23 @@ def test_tensors_stay_where_they_are_whatever_the_default_device():
     assert leaf.grad.device.type == "cpu"
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_elsewhere_bounds_hold_to_the_last_bit(dtype):
+    """Where rounding to the nearest would end above: groups of one, norms just above, results that are subnormal."""
+    for c in (1.0, math.nextafter(1.0, 0.0), math.nextafter(1.0, 2.0), 0.7):
+        x = (1.001 + randn(1, 4000, seed=1).abs()).to(dtype)
+        y = norm_constraint(x.as_subclass(Elsewhere), c, 0, 0.0).as_subclass(torch.Tensor)
+        assert bool((y.double() <= c).all())
+    x = randn(300, 40, seed=2).to(dtype)
+    below = torch.nextafter(compute_norms(x, 0), torch.zeros(40, dtype=torch.float64))
+    y = norm_constraint(x.as_subclass(Elsewhere), below, 0, 0.0).as_subclass(torch.Tensor)
+    assert broken_laws(x.numpy(), y.numpy(), below.numpy(), (0,), 0.0) == set()
+    tiny = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    x = torch.ones(4, 1, dtype=dtype)
+    y = norm_constraint(x.as_subclass(Elsewhere), 3 * tiny, 0, 0.0, ord=1).as_subclass(torch.Tensor)
+    assert broken_laws(x.numpy(), y.numpy(), 3 * tiny, (0,), 0.0, 1) == set()
+
+
 # ---- in place and lists
 
 
@@ -408,6 +458,10 @@ def test_other_ways_of_torch_agree_with_renorm():
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
         tried += 1
     assert tried >= 2
+    for wrong in renorm.error_inputs("cpu"):
+        sample = wrong.sample_input
+        with pytest.raises(ValueError, match=r"must be 1, 2 or inf|no default axes"):
+            norm_constraint(sample.input, sample.args[2], ord=sample.args[0])
 
 
 COUNTING = """

@@ -279,6 +279,33 @@ def test_recorded_by_make_fx():
     assert all(map(torch.equal, make_fx(clipped)(torch.ones(3))(grad), clipped(grad)))
 
 
+def test_bounds_and_factors_that_are_subnormal():
+    """Rounded to the nearest four quarters of 3 are 4; and a factor of few digits is as far off."""
+    parameters = holding(torch.ones(4), kind=Elsewhere)
+    bound = 3 * 2.0**-149
+    clip_grad_norm_(parameters, bound, 1)
+    assert broken_total_laws([array(torch.ones(4))], arrays(parameters), bound, 0.0, ord=1) == set()
+    parameters = holding(randn(4, scale=1e30))
+    before = arrays(parameters)
+    norm = norm_of(before)
+    clip_grads_with_norm_(parameters, 1e-10, norm)
+    assert broken_total_laws(before, arrays(parameters), 1e-10, 0.0) == set()
+
+
+def test_norms_just_above_the_bound():
+    """By less than float64 can say, and by an ulp, whichever way they go."""
+    for seed in range(40):
+        grads = [randn(6, dtype=F64, seed=seed)]
+        norm = get_total_norm(grads).item()
+        for bound in (norm, math.nextafter(norm, 0.0)):
+            parameters, measured = holding(*grads), holding(*grads)
+            clip_grads_with_norm_(parameters, math.nextafter(bound, 0.0), bound)
+            if exact_norm(grads[0].tolist()) <= norm == bound:
+                assert exact_norm(array(parameters[0].grad).tolist()) <= math.nextafter(bound, 0.0)
+            clip_grad_norm_(measured, bound, nonfinite="zero")
+            assert broken_total_laws([array(g) for g in grads], arrays(measured), bound, 0.0) == set()
+
+
 # ---- gradients that are not finite
 
 
@@ -378,6 +405,18 @@ def test_works_where_nothing_can_be_read(policy, bound):
     else:
         with pytest.raises(RuntimeError, match="cannot be called on meta tensors"):
             call()
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_norm_beyond_float64_is_no_error(kind):
+    assert get_total_norm([torch.full((4,), 1e308, dtype=F64).as_subclass(kind)], error_if_nonfinite=True) == math.inf
+
+
+@pytest.mark.parametrize("policy, after", [("propagate", math.nan), ("zero", 0.0), ("skip", 0.0)])
+def test_report_of_what_became_of_them(policy, after):
+    report = ClipReport()
+    clip_grad_norm_(None, 1.0, named=spoilt(), nonfinite=policy, report=report)
+    assert report.norm_after == pytest.approx(after, nan_ok=True)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

@@ -20,6 +20,8 @@ from torch.autograd import Function, forward_ad
 
 from normball.backends import torch_operators  # noqa: F401  defines torch.ops.normball
 
+OUT_OF_RANGE = 64  # doublings that a norm may be beyond float64
+
 
 def transformed() -> bool:
     """Whether torch.func is at work, or forward-mode differentiation."""
@@ -158,14 +160,14 @@ def _terms(x: Tensor, max_norm: Tensor, epsilon: Tensor, axes: tuple[int, ...], 
     own = norms(x, axes, ord, max_norm)
     complies = own <= max_norm
     if x.dtype == torch.float64:
-        x, max_norm, epsilon = (value * _in_range(own) for value in (x, max_norm, epsilon))
+        x, max_norm, epsilon = (value * in_range(own) for value in (x, max_norm, epsilon))
         own = norms(x, axes, ord)
     return terms_of(x.to(torch.float64), own, complies, max_norm, epsilon, axes, ord)
 
 
-def _in_range(norms: Tensor) -> Tensor:
+def in_range(norms: Tensor) -> Tensor:
     """A power of two for each group, by which its norm is in the range of float64."""
-    return torch.where(norms == math.inf, 2.0**-64, torch.ones_like(norms))
+    return torch.where(norms == math.inf, 2.0**-OUT_OF_RANGE, torch.ones_like(norms))
 
 
 def terms_of(
@@ -240,7 +242,7 @@ def _terms_of_all(xs: Sequence[Tensor], settled: Tensor, max_norm: Tensor, epsil
     """`_terms` of each tensor, for the norm of them all; `settled` compares with the bound as the exact norm does."""
     complies = settled <= max_norm
     if any(x.dtype == torch.float64 for x in xs):
-        share = _in_range(settled)
+        share = in_range(settled)
         xs = [x.to(torch.float64) * share.to(x.device) for x in xs]
         max_norm, epsilon = max_norm * share, epsilon * share
     parts = torch.stack([norms(x, tuple(range(x.ndim)), ord).reshape(()).to(settled.device) for x in xs])
