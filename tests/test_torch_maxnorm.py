@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn.utils import parametrize  # noqa: E402
 
-from normball.torch import MaxNorm, NormConstraint, inplace, norm_constraint_, parametrization  # noqa: E402
+from normball.torch import MaxNorm, NormConstraint, clip, inplace, norm_constraint_, parametrization, report  # noqa: E402
 from normball.torch import maxnorm as maxnorm_module  # noqa: E402
 
 
@@ -634,7 +634,9 @@ def test_a_refusal_in_a_list_writes_nothing():
 # --- the documentation
 
 
-@pytest.mark.parametrize("module", [maxnorm_module, parametrization, inplace], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [clip, inplace, maxnorm_module, parametrization, report], ids=lambda module: module.__name__
+)
 def test_examples_of_docstrings(module):
     result = doctest.testmod(module)
     assert result.attempted > 0
