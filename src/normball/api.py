@@ -260,7 +260,7 @@ def set_num_threads(n: int) -> None:
     n : int
         At least 1, which is the calling thread alone; more than 64 are not used. It holds for the whole process. The
         environment variable ``NORMBALL_NUM_THREADS`` sets it from the start. On PyTorch tensors no more are used than
-    `torch.get_num_threads` says, either.
+        `torch.get_num_threads` says, either.
 
     Raises
     ------
