@@ -25,8 +25,6 @@ except ImportError:  # NumPy has no bfloat16 of its own
 
 def in_memory(x: Tensor) -> bool:
     """Whether the kernels can read this tensor where it is."""
-    if torch.compiler.is_compiling():  # where asking for a negative view breaks the graph
-        return False
     if type(x) is not Tensor and type(x) is not Parameter:  # FakeTensor, and classes of users' own
         return False
     whole = x.is_cpu and not x.is_neg() and not x.is_conj()
@@ -62,6 +60,11 @@ def recorded() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
+
+
+def readable(x: Tensor) -> bool:
+    """Whether a decision may be taken by looking at it: in memory, and now, not when a graph of this is run."""
+    return not torch.compiler.is_compiling() and not recorded() and in_memory(x)
 
 
 def constrain_total_in_memory_(xs: Sequence[Tensor], max_norm: Tensor, ord: float) -> Tensor:

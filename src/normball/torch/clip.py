@@ -10,7 +10,7 @@ from torch import Tensor
 
 from normball import arguments
 from normball.backends import torch_mesh
-from normball.backends.torch_operators import in_memory, recorded
+from normball.backends.torch_operators import readable
 from normball.backends.torch_portable import Norms
 from normball.torch import total
 from normball.torch.gradients import (
@@ -256,7 +256,7 @@ def clip_grads_with_norm_(
     names, listed = read_parameters(parameters, None)
     gradients = read_gradients(names, listed, 2)
     check_writable(gradients)
-    if not recorded() and in_memory(norm) and in_memory(bound) and norm <= bound:
+    if readable(norm) and readable(bound) and norm <= bound:
         return
     _store(gradients)
     # The norm may be a float64 rounded to the nearest: its true value is within an ulp.
@@ -335,7 +335,7 @@ def _number(name: str, value: Any, nan: bool = False) -> Tensor:
         raise arguments.wrong_bound_dtype(name, str(value.dtype).removeprefix("torch."))
     if value.ndim:
         raise ValueError(f"{name} of shape {tuple(value.shape)}: must be a single number; pass {name}.squeeze()")
-    if in_memory(value) and not (value >= 0 or (nan and value.isnan())):
+    if readable(value) and not (value >= 0 or (nan and value.isnan())):
         raise arguments.negative_bound(name, value.item())
     return value.detach().to(torch.float64).resolve_neg()
 

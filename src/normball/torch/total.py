@@ -60,9 +60,8 @@ def measure(
 
 def complies(total: Norms, max_norm: Tensor) -> bool:
     """Whether the norm is so far below the bound that it needs no exact decision, where looking waits for nothing."""
-    if torch_operators.recorded() or not all(map(torch_operators.in_memory, (total.high, max_norm))):
-        return False
-    return bool(total.value() < max_norm * _CLEARLY)
+    readable = torch_operators.readable
+    return readable(total.high) and readable(max_norm) and bool(total.value() < max_norm * _CLEARLY)
 
 
 def constrain_(gradients: Sequence[Gradient], max_norm: Tensor, ord: float) -> Tensor:
