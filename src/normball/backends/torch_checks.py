@@ -8,7 +8,7 @@ from torch import Tensor
 
 from normball import arguments
 from normball.backends import torch_gradients
-from normball.backends.torch_operators import in_memory, memory, recorded
+from normball.backends.torch_operators import memory, readable
 from normball.kernels.overlap import overlap
 
 _DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
@@ -93,9 +93,7 @@ def derived(*values: Any) -> bool:
 
 def concrete(value: Tensor) -> bool:
     """Whether its entries can be looked at, and written, without waiting for a device, and with nobody to tell."""
-    if torch.compiler.is_compiling() or torch_gradients.transformed() or recorded():
-        return False
-    return in_memory(value)
+    return readable(value) and not torch_gradients.transformed()
 
 
 def check_out(out: Any, x: Tensor, index: int | None) -> None:
