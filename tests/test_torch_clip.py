@@ -479,9 +479,10 @@ def test_report_shows_the_largest():
 def test_in_two_steps(grads, kind):
     before, parameters = arrays(holding(*grads)), holding(*grads, kind=kind)
     total = get_total_norm([p.grad for p in parameters])
-    if total.isinf():
-        pytest.skip("the total is beyond the range of its dtype")
     clip_grads_with_norm_(parameters, 1.0, total)
+    if total.isinf():  # beyond the range of its dtype, and a norm that is not known is no bound
+        assert all(np.isnan(x).all() for x in arrays(parameters))
+        return
     assert "bounded" not in broken_total_laws(before, arrays(parameters), 1.0, 0.0, 2, band=4)
     once = arrays(parameters)
     clip_grads_with_norm_(parameters, 10.0, 1.0)
