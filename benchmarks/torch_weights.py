@@ -1,6 +1,6 @@
 """Time the constraint on PyTorch weights, in place, beside what PyTorch's users do today:
 
-    python benchmarks/torch_weights.py [--only TEXT] [--seconds S] [--compile-lists]
+    python benchmarks/torch_weights.py [--only TEXT] [--seconds S]
 
 Ours and peers on the same memory, one thread, float32. Every answer is checked first, then all are timed one right
 after the other in rounds; printed are medians over rounds of a peer's time over ours. `renorm_` is torch's own;
@@ -81,7 +81,7 @@ def check_peer(peer: Rival, data: Arrays) -> None:
     data.restore()
 
 
-def measure(cell: Cell, seconds: float, compile_lists: bool) -> None:
+def measure(cell: Cell, seconds: float) -> None:
     """Check, time and print one cell."""
     data = arrays(cell)
     torch._dynamo.reset()
@@ -89,9 +89,8 @@ def measure(cell: Cell, seconds: float, compile_lists: bool) -> None:
     own.run(1)
     check(cell, data, data.xs, None)
     data.restore()
-    peers = [rival("renorm_", renorm, cell, data), rival("formula", formula, cell, data)]
-    if len(data.xs) == 1 or compile_lists:
-        peers.append(rival("compiled", compiled(), cell, data))
+    ways = {"renorm_": renorm, "formula": formula, "compiled": compiled()}
+    peers = [rival(name, way, cell, data) for name, way in ways.items()]
     for peer in peers:
         check_peer(peer, data)
     times = interleave([own, *peers], seconds)
@@ -104,7 +103,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cells whose label holds this text")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each cell")
-    parser.add_argument("--compile-lists", action="store_true", help="torch.compile the lists, too: minutes")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     pin(1)
@@ -117,7 +115,7 @@ def main() -> None:
         for violating in ("none", "half", "all"):
             cell = Cell(case, "float32", violating, 1, True)
             if options.only in cell.label:
-                measure(cell, options.seconds, options.compile_lists)
+                measure(cell, options.seconds)
 
 
 if __name__ == "__main__":

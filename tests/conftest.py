@@ -26,7 +26,7 @@ if installed("ml_dtypes"):
     FLOATS["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
 
 
-collect_ignore = [] if installed("torch") else ["torch_ranks.py"]  # for the search for doctests
+collect_ignore = [] if installed("torch") else ["torch_clip_ranks.py", "torch_ranks.py"]  # for the search for doctests
 DOCUMENTED_BAND = 4  # ulp just under the bound in which a compliant group may be rescaled, where that is documented
 
 

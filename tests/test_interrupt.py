@@ -20,6 +20,8 @@ import signal, threading, time
 import numpy as np
 import normball
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell has put the tests in the background
+
 def interrupted(call, after=0.05):
     'Seconds from Ctrl-C to its KeyboardInterrupt, in the midst of the call.'
     sent = []
@@ -29,7 +31,8 @@ def interrupted(call, after=0.05):
     threading.Timer(after, send).start()
     try:
         call()
-        time.sleep(60)  # too late: the call was over
+        while True:  # too late: the call was over
+            time.sleep(0.01)
     except KeyboardInterrupt:
         return time.perf_counter() - sent[0]
 

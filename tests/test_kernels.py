@@ -399,6 +399,23 @@ def test_the_first_entries_promise_nothing(kernel, dtype, ord):
                     assert (beside > bound) == (want > Fraction(bound))
 
 
+def test_small_first_entries_count_to_the_last_bit(kernel):
+    """Order 1, where errors of a wrong guess are far below an ulp: the norm is its bound exactly, or a hair above."""
+    rng = np.random.default_rng(19)
+    for first in (2.0**-50, 2.0**-30, 2.0**-12):
+        x = rng.uniform(1, 2, 1024)
+        x[:64] = first * rng.uniform(0.5, 1, 64)
+        rest = exact_norm(x[2:].tolist(), 1)
+        bound = math.nextafter(float(rest), math.inf)
+        missing = Fraction(bound) - rest
+        x[0] = math.nextafter(float(missing), 0)  # two entries, as one has too few digits
+        x[1] = float(missing - Fraction(x[0]))
+        assert exact_norm(x.tolist(), 1) == Fraction(bound)
+        assert same_bits(constrained(kernel, x, (0,), bound, ord=1), x)
+        x[1] = math.nextafter(x[1], math.inf)
+        assert not same_bits(constrained(kernel, x, (0,), bound, ord=1), x)
+
+
 def test_empty(kernel):
     for shape, axes in [((0,), (0,)), ((0, 3), (0,)), ((3, 0), (0,)), ((2, 0, 3), (1,)), ((), ())]:
         x = np.ones(shape)

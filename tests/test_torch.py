@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,10 +14,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from closed_form import SCALES, SUBNORMAL, WIDE, closed_form, columns, second_derivative, wide_enough, wrong_entries  # noqa: E402
-from oracle import broken_laws  # noqa: E402
+from oracle import broken_laws, exact_norm  # noqa: E402
 from torch.autograd import gradcheck, gradgradcheck  # noqa: E402
+from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
 
 from normball import compute_norms, kernels, norm_constraint, total_norm_constraint  # noqa: E402
+from normball.torch import norm_constraint_  # noqa: E402
 
 ORDERS = (1, 2, math.inf)
 
@@ -129,6 +133,25 @@ def test_second_derivatives_at_extreme_norms():
             assert wrong_entries(found.numpy(), wanted, np.abs(wanted).max(), "float64") == 0, (scale, bound, epsilon)
 
 
+@pytest.mark.parametrize("ord", [1, 2])
+def test_derivatives_of_groups_whose_norm_is_beyond_float64(ord):
+    """Those of the same groups, 2**20 times smaller; which was zero everywhere, as a quotient by inf."""
+    c, v = 2.0**1023, torch.tensor([1.75, -1.5, 0.25], dtype=torch.float64) * 2.0**1023
+    cotangent = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    for constrain in (
+        lambda x, bound: norm_constraint(x, bound, 0, 0.0, ord=ord),
+        lambda x, bound: torch.cat(total_norm_constraint([x[:1], x[1:]], bound, 0.0, ord=ord)),
+    ):
+        found = []
+        for share in (1.0, 2.0**-20):
+            x, bound = (v * share).requires_grad_(), torch.tensor(c * share, dtype=torch.float64, requires_grad=True)
+            found.append(torch.autograd.grad(constrain(x, bound), (x, bound), cotangent))
+            steps = torch.func.jvp(constrain, (x.detach(), bound.detach()), (cotangent, torch.tensor(1.0).double()))
+            found[-1] += (steps[1],)
+        assert all(map(same, *found))
+        assert found[0][0].abs().min() > 0
+
+
 def test_nothing_is_nan_at_zero():
     zero = torch.zeros(3, 2, dtype=torch.float64)
     for bound in (0.0, 1.0):
@@ -139,6 +162,38 @@ def test_nothing_is_nan_at_zero():
 
 
 # ---- torch.func
+
+
+def test_derivatives_decide_as_exactly_as_the_constraint():
+    """A norm above its bound by less than float64 can say: what points outwards is not let through."""
+    x = randn(5, 40, dtype=torch.float64).requires_grad_()
+    bounds = compute_norms(x.detach())
+    norms = [exact_norm(column) for column in x.detach().T.tolist()]
+    above = torch.tensor([norm > Fraction(bound) for norm, bound in zip(norms, bounds.tolist(), strict=True)])
+    assert 0 < above.sum() < 40
+    norm_constraint(x, bounds, 0, 0.0).backward(x.detach())
+    assert x.grad[:, above].abs().max() < 1e-12
+    assert x.grad[:, ~above].equal(x.detach()[:, ~above])
+
+
+@pytest.mark.parametrize("ord", ORDERS)
+def test_second_derivatives_at_zero(ord):
+    x, bound = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True), torch.tensor(1.0, requires_grad=True)
+    for y in (norm_constraint(x, bound, 1, 0.0, ord=ord), compute_norms(x, 1, ord=ord)):
+        first = torch.autograd.grad(y.sum(), x, create_graph=True)[0]
+        assert first.isfinite().all()
+        if first.requires_grad:
+            assert all(
+                g.isfinite().all()
+                for g in torch.autograd.grad(first.sum(), (x, bound), allow_unused=True)
+                if g is not None
+            )
+
+
+def test_vmap_of_bounds_with_fewer_axes():
+    x, bounds = randn(2, 4, 4) * 3, torch.tensor([[0.5, 1.0, 1.5, 2.0], [2.0, 1.5, 1.0, 0.5]])
+    found = torch.func.vmap(lambda x, bound: norm_constraint(x, bound))(x, bounds)
+    assert same(found, torch.stack([norm_constraint(*pair) for pair in zip(x, bounds, strict=True)]))
 
 
 def test_vmap_gives_what_a_loop_gives():
@@ -226,6 +281,16 @@ def test_operators_pass_torchs_own_check():
         torch.library.opcheck(ops.constrain_total_.default, ([x.clone(), x[0].clone()], bound, epsilon, 2.0))
 
 
+@pytest.mark.parametrize("call", [lambda x: norm_constraint(x, 1.0), lambda x: norm_constraint_(x.clone(), 1.0, 0)])
+def test_recorded_by_torchs_other_tracers(call):
+    """They see PyTorch's operators alone; what the kernels wrote beside them was missing from the graph."""
+    x, other = randn(4, 3), 5 * randn(4, 3, seed=1)
+    for record in (lambda f: make_fx(f)(x), lambda f: torch.jit.trace(f, (x,))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is on its way out, and warns of every check of shapes
+            assert same(record(call)(other), call(other))
+
+
 def test_shapes_without_values():
     x = torch.empty(4, 3, device="meta", dtype=torch.float16)
     y = norm_constraint(x, 1.0)
@@ -286,6 +351,50 @@ def test_bounds_from_everywhere():
         assert same(norm_constraint(x, torch.tensor(bound)), wanted)
         assert same(norm_constraint(x, torch.tensor(bound, dtype=torch.bfloat16)), wanted)
     assert same(norm_constraint(x, torch.tensor(2)), norm_constraint(x, 2))
+    negated = torch.full((4,), -1j, dtype=torch.complex128).conj().imag  # a view, of ones: in memory are others
+    assert negated.is_neg()
+    for bound in (negated, negated[0]):
+        assert same(norm_constraint(x, bound), norm_constraint(x, 1.0))
+        assert same(total_norm_constraint([x], negated[0])[0], total_norm_constraint([x], 1.0)[0])
+        with pytest.raises(ValueError, match="must be >= 0"):
+            norm_constraint(x, -bound)
+
+
+@pytest.mark.parametrize("bound", [torch.empty((), device="meta"), torch.empty(4, device="meta")])
+def test_a_bound_on_another_device_is_not_read_as_memory(bound):
+    """It is fetched, from which a device without values keeps us."""
+    for x in (randn(3, 4), randn(3, 4).requires_grad_()):
+        with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+            norm_constraint(x, bound)
+
+
+def test_tensors_stay_where_they_are_whatever_the_default_device():
+    plain, leaf = randn(3, 4), randn(3, 4).requires_grad_()
+    wanted = [norm_constraint(plain, 1.0), *total_norm_constraint([plain, plain], 1.0)]
+    with torch.device("meta"):
+        for x in (plain, leaf):
+            found = [norm_constraint(x, 1.0), *total_norm_constraint([x, x], 1.0)]
+            assert all(map(same, found, wanted))
+            assert compute_norms(x).device.type == "cpu"
+        found[0].backward(torch.ones_like(plain, device="cpu"))
+    assert leaf.grad.device.type == "cpu"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_elsewhere_bounds_hold_to_the_last_bit(dtype):
+    """Where rounding to the nearest would end above: groups of one, norms just above, results that are subnormal."""
+    for c in (1.0, math.nextafter(1.0, 0.0), math.nextafter(1.0, 2.0), 0.7):
+        x = (1.001 + randn(1, 4000, seed=1).abs()).to(dtype)
+        y = norm_constraint(x.as_subclass(Elsewhere), c, 0, 0.0).as_subclass(torch.Tensor)
+        assert bool((y.double() <= c).all())
+    x = randn(300, 40, seed=2).to(dtype)
+    below = torch.nextafter(compute_norms(x, 0), torch.zeros(40, dtype=torch.float64))
+    y = norm_constraint(x.as_subclass(Elsewhere), below, 0, 0.0).as_subclass(torch.Tensor)
+    assert broken_laws(x.numpy(), y.numpy(), below.numpy(), (0,), 0.0) == set()
+    tiny = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    x = torch.ones(4, 1, dtype=dtype)
+    y = norm_constraint(x.as_subclass(Elsewhere), 3 * tiny, 0, 0.0, ord=1).as_subclass(torch.Tensor)
+    assert broken_laws(x.numpy(), y.numpy(), 3 * tiny, (0,), 0.0, 1) == set()
 
 
 # ---- in place and lists
@@ -349,6 +458,10 @@ def test_other_ways_of_torch_agree_with_renorm():
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
         tried += 1
     assert tried >= 2
+    for wrong in renorm.error_inputs("cpu"):
+        sample = wrong.sample_input
+        with pytest.raises(ValueError, match=r"must be 1, 2 or inf|no default axes"):
+            norm_constraint(sample.input, sample.args[2], ord=sample.args[0])
 
 
 COUNTING = """

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
 from oracle import broken_total_laws, exact_norm  # noqa: E402
+from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from normball.torch import ClipReport, clip_grad_norm_, clip_grads_with_norm_, get_total_norm  # noqa: E402
@@ -231,6 +232,80 @@ def test_autograd_is_told_and_not_asked():
     assert x.grad._version == version + 1
 
 
+def test_tensors_stay_where_they_are_whatever_the_default_device():
+    for name in ("float32", "mixed"):
+        found = []
+        for device in ("cpu", "meta"):
+            parameters = holding(*LISTS[name])
+            report = ClipReport()
+            with torch.device(device):
+                before = clip_grad_norm_(parameters, 0.5)
+                clip_grad_norm_(parameters, 0.4, report=report)
+                after = get_total_norm([p.grad for p in parameters])
+                clip_grads_with_norm_(parameters, 0.1, after)
+            found.append([before, after, *(p.grad for p in parameters), torch.tensor(list(report.norms.values()))])
+        assert all(map(torch.equal, *found))
+
+
+def test_bounds_that_are_not_in_memory_as_they_look():
+    [p], [q] = parameters, others = holding(randn(5)), holding(randn(5))
+    clip_grad_norm_(parameters, torch.tensor(-1j, dtype=torch.complex128).conj().imag)
+    clip_grad_norm_(others, 1.0)
+    assert torch.equal(p.grad, q.grad)
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # it was read as this memory
+        clip_grad_norm_(parameters, torch.empty((), device="meta"))
+
+
+def test_compiled_without_a_graph_break():
+    def clip(parameters, bound):
+        return clip_grad_norm_(parameters, bound)
+
+    compiled = torch.compile(clip, backend="aot_eager", fullgraph=True)
+    for bound in (0.5, torch.tensor(0.25)):
+        plain, traced = (holding(*LISTS["float32"], *LISTS["layouts"]) for _ in range(2))
+        assert torch.equal(clip(plain, bound), compiled(traced, bound))
+        assert all(torch.equal(p.grad, q.grad) for p, q in zip(plain, traced, strict=True))
+
+
+def test_recorded_by_make_fx():
+    """It sees PyTorch's operators alone; what the kernels wrote beside them was missing from the graph."""
+
+    def clipped(grad):
+        p = torch.nn.Parameter(torch.zeros(3))
+        p.grad = grad.clone()
+        return clip_grad_norm_(p, 1.0), p.grad
+
+    grad = randn(3, scale=5)
+    assert all(map(torch.equal, make_fx(clipped)(torch.ones(3))(grad), clipped(grad)))
+
+
+def test_bounds_and_factors_that_are_subnormal():
+    """Rounded to the nearest four quarters of 3 are 4; and a factor of few digits is as far off."""
+    parameters = holding(torch.ones(4), kind=Elsewhere)
+    bound = 3 * 2.0**-149
+    clip_grad_norm_(parameters, bound, 1)
+    assert broken_total_laws([array(torch.ones(4))], arrays(parameters), bound, 0.0, ord=1) == set()
+    parameters = holding(randn(4, scale=1e30))
+    before = arrays(parameters)
+    norm = norm_of(before)
+    clip_grads_with_norm_(parameters, 1e-10, norm)
+    assert broken_total_laws(before, arrays(parameters), 1e-10, 0.0) == set()
+
+
+def test_norms_just_above_the_bound():
+    """By less than float64 can say, and by an ulp, whichever way they go."""
+    for seed in range(40):
+        grads = [randn(6, dtype=F64, seed=seed)]
+        norm = get_total_norm(grads).item()
+        for bound in (norm, math.nextafter(norm, 0.0)):
+            parameters, measured = holding(*grads), holding(*grads)
+            clip_grads_with_norm_(parameters, math.nextafter(bound, 0.0), bound)
+            if exact_norm(grads[0].tolist()) <= norm == bound:
+                assert exact_norm(array(parameters[0].grad).tolist()) <= math.nextafter(bound, 0.0)
+            clip_grad_norm_(measured, bound, nonfinite="zero")
+            assert broken_total_laws([array(g) for g in grads], arrays(measured), bound, 0.0) == set()
+
+
 # ---- gradients that are not finite
 
 
@@ -332,6 +407,34 @@ def test_works_where_nothing_can_be_read(policy, bound):
             call()
 
 
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_norm_beyond_float64_is_no_error(kind):
+    assert get_total_norm([torch.full((4,), 1e308, dtype=F64).as_subclass(kind)], error_if_nonfinite=True) == math.inf
+
+
+@pytest.mark.parametrize("policy, after", [("propagate", math.nan), ("zero", 0.0), ("skip", 0.0)])
+def test_report_of_what_became_of_them(policy, after):
+    report = ClipReport()
+    clip_grad_norm_(None, 1.0, named=spoilt(), nonfinite=policy, report=report)
+    assert report.norm_after == pytest.approx(after, nan_ok=True)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e200, 1e300])
+def test_squares_beyond_float64(scale, kind):
+    """They were inf, so that finite gradients were zeroed, or 0, so that none was clipped."""
+    for policy in ("zero", "skip", "raise"):
+        parameters, report = holding(randn(3, dtype=F64), randn(2, dtype=F64), kind=kind), ClipReport()
+        for p in parameters:
+            p.grad.mul_(scale)
+        before = arrays(parameters)
+        bound = norm_of(before) / 3
+        clip_grad_norm_(parameters, bound, nonfinite=policy, report=report)
+        assert broken_total_laws(before, arrays(parameters), bound, 0.0, band=4) == set()
+        assert report.clipped
+        assert report.norm_before == pytest.approx(3 * bound)
+
+
 # ---- the report
 
 
@@ -376,9 +479,10 @@ def test_report_shows_the_largest():
 def test_in_two_steps(grads, kind):
     before, parameters = arrays(holding(*grads)), holding(*grads, kind=kind)
     total = get_total_norm([p.grad for p in parameters])
-    if total.isinf():
-        pytest.skip("the total is beyond the range of its dtype")
     clip_grads_with_norm_(parameters, 1.0, total)
+    if total.isinf():  # beyond the range of its dtype, and a norm that is not known is no bound
+        assert all(np.isnan(x).all() for x in arrays(parameters))
+        return
     assert "bounded" not in broken_total_laws(before, arrays(parameters), 1.0, 0.0, 2, band=4)
     once = arrays(parameters)
     clip_grads_with_norm_(parameters, 10.0, 1.0)
@@ -464,6 +568,11 @@ WHAT = "the gradient of parameters[1]"
 UNFIT = {
     "expanded": (
         lambda: with_grad(torch.ones(1).expand(3)),
+        ValueError,
+        f"{WHAT}: several of its entries share memory, so it cannot be written; replace it by its .clone()",
+    ),
+    "overlapping": (
+        lambda: with_grad(torch.ones(5).as_strided((3, 3), (1, 1))),
         ValueError,
         f"{WHAT}: several of its entries share memory, so it cannot be written; replace it by its .clone()",
     ),

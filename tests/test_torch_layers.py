@@ -287,3 +287,11 @@ def test_wrappers_names_may_be_left_out_of_globs():
     model = Wrapper(nn.Sequential(nn.Linear(2, 2)))
     for glob in ("0.weight", "module.0.weight"):
         assert shown(model, 1.0, match=glob)[0] == [("module.0.weight", (1,), 1.0)]
+
+
+def test_norms_of_a_grouped_transposed_convolution_are_one_per_channel():
+    layer = nn.ConvTranspose1d(4, 6, 3, groups=2)
+    [norms] = MaxNorm(1.0).norms(nn.Sequential(layer)).values()
+    weight = layer.weight.detach().double()
+    wanted = [weight[2 * (out // 3) : 2 * (out // 3) + 2, out % 3].norm() for out in range(6)]
+    torch.testing.assert_close(norms, torch.stack(wanted))

@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn.utils import parametrize  # noqa: E402
 
-from normball.torch import MaxNorm, NormConstraint, inplace, norm_constraint_, parametrization  # noqa: E402
+from normball.torch import MaxNorm, NormConstraint, clip, inplace, norm_constraint_, parametrization, report  # noqa: E402
 from normball.torch import maxnorm as maxnorm_module  # noqa: E402
 
 
@@ -543,6 +543,10 @@ def test_parametrization_with_a_bound_per_unit_and_its_text():
     constraint = NormConstraint(torch.tensor([[1.0], [2.0]]), axes=1)
     assert broken_laws(array(torch.eye(2) * 4), array(constraint(torch.eye(2) * 4)), [[1.0], [2.0]], (1,), 0.0) == set()
     assert str(constraint) == "NormConstraint((2, 1), axes=1)"
+    bounds = NormConstraint(np.array([[1.0], [2.0]]), axes=1)
+    assert str(bounds) == str(constraint)
+    assert torch.equal(bounds(torch.eye(2) * 4), constraint(torch.eye(2) * 4))
+    assert bounds.state_dict().keys() == {"max_norm"}
     assert str(NormConstraint(3, axes=(1, 2), ord=1)) == "NormConstraint(3, axes=(1, 2), ord=1)"
     with pytest.raises(ValueError):
         NormConstraint(-1.0, axes=1)
@@ -630,7 +634,9 @@ def test_a_refusal_in_a_list_writes_nothing():
 # --- the documentation
 
 
-@pytest.mark.parametrize("module", [maxnorm_module, parametrization, inplace], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [clip, inplace, maxnorm_module, parametrization, report], ids=lambda module: module.__name__
+)
 def test_examples_of_docstrings(module):
     result = doctest.testmod(module)
     assert result.attempted > 0

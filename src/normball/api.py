@@ -252,7 +252,7 @@ def compute_norms(array: Any, norm_axes: Any = None, *, ord: float = 2) -> Any:
 
 
 def set_num_threads(n: int) -> None:
-    """How many threads a call on NumPy arrays, or in a compiled PyTensor function, may use from now on.
+    """How many threads a call may use from now on: on NumPy arrays, PyTorch tensors, in a compiled PyTensor function.
 
     Results have the same bits whatever the number. Small arrays are worked on by the calling thread alone.
 
@@ -260,7 +260,8 @@ def set_num_threads(n: int) -> None:
     ----------
     n : int
         At least 1, which is the calling thread alone; more than 64 are not used. It holds for the whole process. The
-        environment variable ``NORMBALL_NUM_THREADS`` sets it from the start.
+        environment variable ``NORMBALL_NUM_THREADS`` sets it from the start. On PyTorch tensors no more are used than
+        `torch.get_num_threads` says, either.
 
     Raises
     ------

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from normball import arguments
 from normball.backends import torch_gradients
-from normball.backends.torch_operators import in_memory, memory
+from normball.backends.torch_operators import memory, readable
 from normball.kernels.overlap import overlap
 
 _DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
@@ -78,10 +78,12 @@ def bound(name: str, value: Any, groups: tuple[int, ...], device: torch.device) 
     lengths = zip(reversed(value.shape), reversed(groups), strict=False)
     if value.ndim > len(groups) or any(length not in (1, group) for length, group in lengths):
         raise arguments.wrong_bound_shape(name, value.shape, groups)
+    value = value.to(torch.float64).resolve_neg()  # the kernels read what is in memory
+    if value.ndim or device.type == "cpu":  # a single number may stay on the CPU, for all devices can read it there
+        value = value.to(device)
     if concrete(value) and not (value >= 0).all():
         raise arguments.negative_bound(name, value[~(value >= 0)].reshape(-1)[0].item())
-    value = value.to(torch.float64)
-    return value.to(device) if value.ndim else value  # a single number may stay where it is
+    return value
 
 
 def derived(*values: Any) -> bool:
@@ -90,8 +92,8 @@ def derived(*values: Any) -> bool:
 
 
 def concrete(value: Tensor) -> bool:
-    """Whether its entries can be looked at without waiting for a device or for a transformation."""
-    return not torch.compiler.is_compiling() and not torch_gradients.transformed() and in_memory(value)
+    """Whether its entries can be looked at, and written, without waiting for a device, and with nobody to tell."""
+    return readable(value) and not torch_gradients.transformed()
 
 
 def check_out(out: Any, x: Tensor, index: int | None) -> None:
@@ -109,7 +111,7 @@ def check_out(out: Any, x: Tensor, index: int | None) -> None:
         rule = f"its device {out.device} is not {name}'s {x.device}"
     elif derived(out, x):
         rule, remedy = "no gradient passes through it", "call this under torch.no_grad(), or leave it out"
-    elif not out.is_contiguous() and _entries_overlap(out):
+    elif not out.is_contiguous() and entries_overlap(out):
         rule = "several of its entries share memory"
     elif out is not x and concrete(out) and concrete(x) and overlap(memory(out), memory(x)):
         rule, remedy = f"it overlaps {name} without being it", f"pass {name} itself, or a fresh tensor"
@@ -117,7 +119,7 @@ def check_out(out: Any, x: Tensor, index: int | None) -> None:
         raise arguments.wrong_out(rule, remedy, index)
 
 
-def _entries_overlap(x: Tensor) -> bool:
+def entries_overlap(x: Tensor) -> bool:
     """Whether two entries may lie at one address: each stride must reach beyond all that is inside of it."""
     reach = 0
     for stride, length in sorted((s, n) for s, n in zip(x.stride(), x.shape, strict=True) if n > 1):

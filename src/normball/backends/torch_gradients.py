@@ -6,9 +6,11 @@ With n the norm of a group v, u the derivative of n, c and e the bounds, s = c /
        = s dv + t (dc - s (dn + de))          where n >  c,      dn = <u, dv>
 
 All in float64, where no entry of a narrower tensor comes near the limits; quotients are formed of v and n themselves,
-so that float64 tensors stay within them too.
+so that float64 tensors stay within them too. Where n itself is beyond them v, c and e are taken smaller, which changes
+no quotient.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +19,8 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from normball.backends import torch_operators  # noqa: F401  defines torch.ops.normball
+
+OUT_OF_RANGE = 64  # doublings that a norm may be beyond float64
 
 
 def transformed() -> bool:
@@ -41,7 +45,7 @@ def constrain_total(max_norm: Any, epsilon: Any, ord: float, *xs: Tensor) -> tup
 
 def as_tensor(bound: Any) -> Tensor:
     """A bound as the operators take it."""
-    return torch.scalar_tensor(bound, dtype=torch.float64) if type(bound) is float else bound
+    return torch.scalar_tensor(bound, dtype=torch.float64, device="cpu") if type(bound) is float else bound
 
 
 def _apply(function: Any, *args: Any) -> Any:
@@ -154,7 +158,16 @@ _Constrain.anywhere = _ConstrainAnywhere
 def _terms(x: Tensor, max_norm: Tensor, epsilon: Tensor, axes: tuple[int, ...], ord: float) -> tuple[Tensor, ...]:
     """Whether a group complies, s, t and u."""
     own = norms(x, axes, ord, max_norm)
-    return terms_of(x.to(torch.float64), own, own <= max_norm, max_norm, epsilon, axes, ord)
+    complies = own <= max_norm
+    if x.dtype == torch.float64:
+        x, max_norm, epsilon = (value * in_range(own) for value in (x, max_norm, epsilon))
+        own = norms(x, axes, ord)
+    return terms_of(x.to(torch.float64), own, complies, max_norm, epsilon, axes, ord)
+
+
+def in_range(norms: Tensor) -> Tensor:
+    """A power of two for each group, by which its norm is in the range of float64."""
+    return torch.where(norms == math.inf, 2.0**-OUT_OF_RANGE, torch.ones_like(norms))
 
 
 def terms_of(
@@ -227,9 +240,13 @@ _ConstrainTotal.anywhere = _ConstrainTotalAnywhere
 
 def _terms_of_all(xs: Sequence[Tensor], settled: Tensor, max_norm: Tensor, epsilon: Tensor, ord: float) -> list[tuple]:
     """`_terms` of each tensor, for the norm of them all; `settled` compares with the bound as the exact norm does."""
+    complies = settled <= max_norm
+    if any(x.dtype == torch.float64 for x in xs):
+        share = in_range(settled)
+        xs = [x.to(torch.float64) * share.to(x.device) for x in xs]
+        max_norm, epsilon = max_norm * share, epsilon * share
     parts = torch.stack([norms(x, tuple(range(x.ndim)), ord).reshape(()).to(settled.device) for x in xs])
     total = norms(parts, (0,), ord)[0]
-    complies = settled <= max_norm
     terms = []
     for x in xs:
         own, within, bound, small = (value.to(x.device) for value in (total, complies, max_norm, epsilon))

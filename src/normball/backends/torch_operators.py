@@ -55,21 +55,36 @@ def memory(x: Tensor) -> np.ndarray:
     return array.view(_BFLOAT16) if x.dtype == torch.bfloat16 else array  # type: ignore[arg-type]
 
 
+def recorded() -> bool:
+    """Whether PyTorch's operators are recorded, by make_fx or torch.jit.trace say, which would not see the kernels."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
+
+
+def readable(x: Tensor) -> bool:
+    """Whether a decision may be taken by looking at it: in memory, and now, not when a graph of this is run."""
+    return not torch.compiler.is_compiling() and not recorded() and in_memory(x)
+
+
 def constrain_total_in_memory_(xs: Sequence[Tensor], max_norm: Tensor, ord: float) -> Tensor:
     """What the operator of this name does for tensors in memory, without its dispatch: small ones feel it."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or recorded():
         return torch.ops.normball.constrain_total_(xs, max_norm, torch.zeros_like(max_norm), ord)
     arrays = _arrays(xs)
-    norm = kernels.constrain_total(arrays, arrays, memory(max_norm), 0.0, ord, threads())
+    norm = kernels.constrain_total(arrays, arrays, memory(max_norm.cpu()), 0.0, ord, threads())
     count_write(xs)
     return torch.from_numpy(norm)
 
 
 def norms_in_memory(xs: Sequence[Tensor], ord: float) -> Tensor:
     """The norm of each tensor, as one vector."""
+    if recorded():
+        each = [torch.ops.normball.norms(x, tuple(range(x.ndim)), ord, None).reshape(()) for x in xs]
+        return torch.stack(each)
     most = threads()
     norms = [kernels.norms(array, tuple(range(array.ndim)), ord, None, most).item() for array in _arrays(xs)]
-    return torch.tensor(norms, dtype=torch.float64)
+    return torch.tensor(norms, dtype=torch.float64, device="cpu")
 
 
 def threads() -> int:
@@ -148,7 +163,8 @@ def _total_in_memory(
 ) -> Tensor:
     arrays = [memory(x) for x in xs]
     targets = arrays if ys is xs else [memory(y) for y in ys]
-    return torch.from_numpy(kernels.constrain_total(arrays, targets, memory(max_norm), memory(epsilon), ord, threads()))
+    bound, small = memory(max_norm.cpu()), memory(epsilon.cpu())
+    return torch.from_numpy(kernels.constrain_total(arrays, targets, bound, small, ord, threads()))
 
 
 def _total(xs: Sequence[Tensor], ord: float) -> portable.Norms:

@@ -204,18 +204,21 @@ class _Constrain(Function):
         ctx: Any, x: Tensor, max_norm: Tensor, epsilon: Tensor, axes: tuple, ord: float, mesh: Any, dims: tuple
     ) -> Tensor:
         own = _merged_norms([_Split(x, axes, mesh, dims)], ord)[0]
-        ctx.save_for_backward(x, max_norm, epsilon, own.value())
+        value = own.value()
+        inner = own._replace(exponent=own.exponent - gradients.OUT_OF_RANGE * (value == math.inf)).value()
+        ctx.save_for_backward(x, max_norm, epsilon, value, inner)
         ctx.way = axes, ord, mesh, dims
         return torch.empty_like(x).copy_(rescaled(x, own, max_norm, epsilon))  # with x's strides, as everywhere
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple:
-        x, max_norm, epsilon, own = ctx.saved_tensors
+        x, max_norm, epsilon, value, inner = ctx.saved_tensors
         axes, ord, mesh, dims = ctx.way
         wide = gradient.to(torch.float64)
+        share = gradients.in_range(value)
         complies, scale, direction, slope = gradients.terms_of(
-            x.to(torch.float64), own, own <= max_norm, max_norm, epsilon, axes, ord
+            x.to(torch.float64) * share, inner, value <= max_norm, max_norm * share, epsilon * share, axes, ord
         )
         along = gradients.sum_over(wide * direction, axes)
         along, slope = _merged_sum(along, slope, axes, ord, mesh, dims)

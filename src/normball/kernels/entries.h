@@ -38,7 +38,9 @@ static void NAME(short_groups)(const void *x, int64_t length, int64_t n, double 
     else NAME(plain_short)(x, length, n, high, 1);
 }
 
-static void NAME(scale_row)(void *y, const void *x, int64_t n, double factor) { NAME(scale)(y, x, n, FACTOR(factor, float_factor(factor))); }
+static void NAME(scale_row)(void *y, const void *x, int64_t n, double factor) {
+    NAME(scale)(y, x, n, FACTOR(factor, float_factor(factor)));
+}
 
 static void NAME(scale_each)(void *y, const void *x, int64_t n, const double *factor, const float *narrow) {
     (void)factor, (void)narrow;

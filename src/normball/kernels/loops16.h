@@ -1,7 +1,7 @@
 /* What loops.h has, over contiguous float16 or bfloat16: read, multiplied as floats, truncated and written in one go.
  * Included once for each, with NAME(function), ONE(x) and TRUNCATED(v) defined, and SIXTEEN(y, x, a, b), which does
- * sixteen entries times the factors a and b at once, where there are instructions for it (SIXTEENS); elsewhere compilers vectorise
- * the plain loop.
+ * sixteen entries times the factors a and b at once, where there are instructions for it (SIXTEENS); elsewhere compilers
+ * vectorise the plain loop.
  */
 
 /* Each entry times one factor. */

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from normball import arguments
 from normball.backends import torch_mesh
-from normball.backends.torch_operators import in_memory
+from normball.backends.torch_operators import readable
 from normball.backends.torch_portable import Norms
 from normball.torch import total
 from normball.torch.gradients import (
@@ -85,8 +85,8 @@ def clip_grad_norm_(
     -------
     Tensor
         The total norm before, without dimensions, on the device of the first gradient; 0 where there is none. Its
-        dtype is the one that those of the gradients promote to, and at least float32; rounded up, so that the norm is
-        never more than this, and inf where it is beyond the dtype's range.
+        dtype is the one that those of the gradients promote to, and at least float32; rounded up, from a float64 that
+        is at most an ulp off, and inf where it is beyond the dtype's range.
 
     Raises
     ------
@@ -256,7 +256,7 @@ def clip_grads_with_norm_(
     names, listed = read_parameters(parameters, None)
     gradients = read_gradients(names, listed, 2)
     check_writable(gradients)
-    if in_memory(norm) and in_memory(bound) and norm <= bound:
+    if readable(norm) and readable(bound) and norm <= bound:
         return
     _store(gradients)
     # The norm may be a float64 rounded to the nearest: its true value is within an ulp.
@@ -328,16 +328,16 @@ def _norm(total_norm: Any) -> Tensor:
 
 def _number(name: str, value: Any, nan: bool = False) -> Tensor:
     if not isinstance(value, Tensor):
-        value = torch.as_tensor(np.asarray(value))
+        value = torch.as_tensor(np.asarray(value), device="cpu")
     if torch_mesh.is_dtensor(value):
         value = value.full_tensor()
     if value.dtype.is_complex or value.dtype == torch.bool:
         raise arguments.wrong_bound_dtype(name, str(value.dtype).removeprefix("torch."))
     if value.ndim:
         raise ValueError(f"{name} of shape {tuple(value.shape)}: must be a single number; pass {name}.squeeze()")
-    if in_memory(value) and not (value >= 0 or (nan and value.isnan())):
+    if readable(value) and not (value >= 0 or (nan and value.isnan())):
         raise arguments.negative_bound(name, value.item())
-    return value.detach().to(torch.float64)
+    return value.detach().to(torch.float64).resolve_neg()
 
 
 def _policy(nonfinite: Any, error_if_nonfinite: bool) -> str:

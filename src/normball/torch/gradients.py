@@ -14,6 +14,7 @@ from torch import Tensor
 
 from normball import arguments
 from normball.backends import torch_mesh
+from normball.backends.torch_checks import entries_overlap
 
 Name = str | int  # an index where no name was given
 _DENSE = torch.strided
@@ -120,7 +121,7 @@ def read_gradient(
 def check_writable(gradients: Sequence[Gradient]) -> None:
     """Refuse gradients whose entries share memory: scaling them in place would scale twice."""
     for name, _, _, values, *_ in gradients:
-        if not values.is_contiguous() and torch._debug_has_internal_overlap(values) == 1:
+        if not torch.compiler.is_compiling() and not values.is_contiguous() and entries_overlap(values):
             message = (
                 f"{of_parameter(name)}: several of its entries share memory, so it cannot be written; replace it by "
                 "its .clone()"

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 
 import normball
@@ -16,9 +17,9 @@ class NormConstraint(torch.nn.Module):
 
     Parameters
     ----------
-    max_norm : float or Tensor
-        The largest norm allowed. A tensor broadcasts against the norms with the reduced axes kept as 1, and moves with
-        the layer; a `torch.nn.Parameter` is learned.
+    max_norm : float, array or Tensor
+        The largest norm allowed. An array or tensor broadcasts against the norms with the reduced axes kept as 1, and
+        moves with the layer; a `torch.nn.Parameter` is learned.
     axes : int or sequence of int
         The axes of the stored weight to take the norm over: 1 for `torch.nn.Linear` (out, in), (1, 2, 3) for
         `torch.nn.Conv2d`, (0, 2, 3) for an ungrouped `torch.nn.ConvTranspose2d`.
@@ -61,6 +62,8 @@ class NormConstraint(torch.nn.Module):
     def __init__(self, max_norm: Any, axes: Any, *, epsilon: float = 0.0, ord: float = 2) -> None:
         super().__init__()
         bound = arguments.read_bound("max_norm", max_norm)
+        if not isinstance(bound, (float, torch.Tensor)):
+            bound = torch.as_tensor(np.asarray(bound))
         if isinstance(bound, torch.Tensor) and not isinstance(bound, torch.nn.Parameter):
             self.register_buffer("max_norm", bound)
         else:

@@ -35,7 +35,9 @@ class Measured(NamedTuple):
 
 def plain(gradients: Sequence[Gradient]) -> bool:
     """Whether the kernels can do all at once, in the memory of this process."""
-    return all(mesh is None and torch_operators.in_memory(values) for _, _, _, values, mesh, _ in gradients)
+    compiling = torch.compiler.is_compiling()  # to one operator, which looks where they are
+    here = torch_operators.in_memory
+    return all(mesh is None and (compiling or here(values)) for _, _, _, values, mesh, _ in gradients)
 
 
 def measure(
@@ -58,8 +60,8 @@ def measure(
 
 def complies(total: Norms, max_norm: Tensor) -> bool:
     """Whether the norm is so far below the bound that it needs no exact decision, where looking waits for nothing."""
-    in_memory = torch_operators.in_memory
-    return in_memory(total.high) and in_memory(max_norm) and bool(total.value() < max_norm * _CLEARLY)
+    readable = torch_operators.readable
+    return readable(total.high) and readable(max_norm) and bool(total.value() < max_norm * _CLEARLY)
 
 
 def constrain_(gradients: Sequence[Gradient], max_norm: Tensor, ord: float) -> Tensor:
@@ -72,14 +74,20 @@ def write(gradients: Sequence[Gradient], total: Norms, max_norm: Tensor, zero_un
     if complies(total, max_norm):
         return
     moved: dict[torch.device, Norms] = {}
-    epsilon = torch.zeros((), dtype=torch.float64)
+    epsilon = torch.zeros((), dtype=torch.float64, device="cpu")
     for gradient in gradients:
         values = gradient.values
         if values.device not in moved:
-            moved[values.device] = Norms(*(word.to(values.device, non_blocking=True) for word in total))
-        rescale_(values, moved[values.device], max_norm, epsilon)
+            moved[values.device] = Norms(*(_moved(word, values.device) for word in total))
+        bound = max_norm if max_norm.is_cpu else _moved(max_norm, values.device)
+        rescale_(values, moved[values.device], bound, epsilon)
         if zero_unless is not None:
-            values.masked_fill_(~zero_unless.to(values.device, non_blocking=True), 0)
+            values.masked_fill_(~_moved(zero_unless, values.device), 0)
+
+
+def _moved(x: Tensor, device: torch.device) -> Tensor:
+    """X on a device; without waiting, but for the CPU, which would read it before it is there."""
+    return x.to(device, non_blocking=device.type != "cpu")
 
 
 def value(norm: Norms) -> Tensor:
@@ -91,9 +99,12 @@ def _local(tensors: Sequence[Tensor], ord: float, words: bool) -> Norms:
     """The norm of each tensor, as vectors; of float64 in two words where a factor is to be made of it."""
     if all(torch_operators.in_memory(x) and not (words and x.dtype == torch.float64) for x in tensors):
         high = torch_operators.norms_in_memory(tensors, ord)
-        # A norm beyond float64, which only float64 entries have, is inf here; so is one of entries that are not finite.
-        if torch.isfinite(high).all() or not any(x.dtype == torch.float64 for x in tensors):
+        if not any(x.dtype == torch.float64 for x in tensors):
             return _one_word(high)
+        # A norm beyond float64, which only float64 entries have, is inf here; so is one of entries that are not finite.
+        if torch.isfinite(high).all():
+            mantissa, exponent = torch.frexp(high)  # whose squares are in range
+            return Norms(mantissa, torch.zeros_like(mantissa), exponent.to(torch.int64))
     device = tensors[0].device
     zero = _zero(device)
     parts: list[Norms] = [zero] * len(tensors)
