@@ -103,12 +103,15 @@ def max_norm(max_norm: Any, axes: Any = "incoming", mode: str = "max") -> MaxNor
 
     Notes
     -----
-    As a function, and in `apply_updates`, the guarantees of `normball.norm_constraint` hold, with epsilon 0: norms at
+    As a function, and so in `apply_updates`, the guarantees of `normball.norm_constraint` hold, with epsilon 0: norms at
     most c in exact arithmetic, compliant units keep their bits, a second call changes nothing.
 
-    In a chain they hold up to rounding. A chain ends in updates, so this one hands on ``constrained - params``, and
-    what `optax.apply_updates` makes of that, ``params + (constrained - params)``, is rounded twice: norms may end
-    some ulp above c. Updates of compliant units keep their bits. Use `apply_updates` where the bound is to be a bound.
+    A chain ends in updates, so there this one hands on ``constrained - params``, and what `optax.apply_updates` makes of
+    that, ``params + (constrained - params)``, is rounded twice: it is not what a projection gives. These updates are
+    rounded inwards, so that norms still end at most at c, provided that updates are of a dtype that holds the
+    parameters' and nothing comes between; but entries are as far off as parameters are rounded, and the next step
+    may change them again. Updates of compliant units keep their bits. Where the constraint is to hold as above, and
+    whatever the optimizer, use `apply_updates`.
 
     Stacked layers (``nn.scan``, ``vmap``) have an axis that neither name nor shape tell: a stack of dense kernels
     looks like a convolution's. So does a flax ``ConvTranspose`` with ``transpose_kernel``. Print ``describe``, and name
@@ -160,9 +163,7 @@ def max_norm(max_norm: Any, axes: Any = "incoming", mode: str = "max") -> MaxNor
                 return update
             moved = _moved(param, update)
             inside = constrain(moved, bounds, leaf.layout.axes, mode)
-            wide = jnp.promote_types(param.dtype, update.dtype)
-            needed = (inside.astype(wide) - param.astype(wide)).astype(update.dtype)
-            return jnp.where(inside == moved, update, needed)
+            return jnp.where(inside == moved, update, _towards(inside, param, update.dtype))
 
         return choice.map(keep_inside, params, updates), state
 
@@ -224,6 +225,19 @@ def apply_updates(params: Any, updates: Any, constraint: Any) -> Any:
         return param if param is None or update is None else _moved(param, update)
 
     return constraint(jax.tree.map(add, params, updates, is_leaf=lambda value: value is None))
+
+
+def _towards(inside: jax.Array, param: jax.Array, dtype: Any) -> jax.Array:
+    """The updates u of a dtype with |param + u| <= |inside| after rounding, and as close to it as that leaves.
+
+    With t = inside > 0: u, to the nearest, is less than one step off t - param, so one step down param + u <= t before
+    rounding, and therefore after it, t being a number of the dtype. It stays above zero: if param + u was above t, u
+    was above -param, and a step down it is not below, -param being a number of the dtype itself. For t < 0 likewise.
+    """
+    wide = jnp.promote_types(param.dtype, dtype)
+    nearest = (inside.astype(wide) - param.astype(wide)).astype(dtype)
+    inwards = jnp.nextafter(nearest, jnp.where(inside > 0, -jnp.inf, jnp.inf).astype(dtype))
+    return jnp.where(abs(_moved(param, nearest)) > abs(inside), inwards, nearest)
 
 
 def _moved(param: Any, update: Any) -> jax.Array:
