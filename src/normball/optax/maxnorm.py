@@ -12,12 +12,12 @@ from normball.optax.units import PerUnit, no_params
 
 
 class MaxNorm(PerUnit):
-    """What `max_norm` returns: a transformation for the end of a chain, and a function of params."""
+    """What `max_norm` returns: a transformation for the end of a chain, and what `apply_updates` takes."""
 
     _bounds: tuple[Any, Any]
     _mode: str
 
-    def __call__(self, params: Any) -> Any:
+    def apply(self, params: Any) -> Any:
         """Parameters with every unit inside its ball: the exact projection.
 
         Parameters
@@ -47,7 +47,7 @@ class MaxNorm(PerUnit):
         Parameters
         ----------
         params : tree
-            As of a call.
+            As of `apply`.
 
         Returns
         -------
@@ -89,9 +89,9 @@ def max_norm(max_norm: Any, axes: Any = "incoming", mode: str = "max") -> MaxNor
     Returns
     -------
     MaxNorm
-        An `optax.GradientTransformation` without state, for the end of a chain. Also a function,
-        ``constraint(params)``, as `apply_updates` takes it. ``describe(params)`` prints what is constrained, and what
-        not, and why; ``norms(params)`` has the norms.
+        An `optax.GradientTransformation` without state, for the end of a chain. Also what
+        `apply_updates` takes: ``apply(params)`` is the projection, ``describe(params)`` prints what is constrained, and
+        what not, and why, ``norms(params)`` has the norms.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def max_norm(max_norm: Any, axes: Any = "incoming", mode: str = "max") -> MaxNor
 
     Notes
     -----
-    As a function, and so in `apply_updates`, the guarantees of `normball.norm_constraint` hold, with epsilon 0: norms at
+    By ``apply``, and so in `apply_updates`, the guarantees of `normball.norm_constraint` hold, with epsilon 0: norms at
     most c in exact arithmetic, compliant units keep their bits, a second call changes nothing.
 
     A chain ends in updates, so there this one hands on ``constrained - params``, and what `optax.apply_updates` makes of
@@ -147,7 +147,7 @@ def max_norm(max_norm: Any, axes: Any = "incoming", mode: str = "max") -> MaxNor
     name            shape   layout     axes
     Dense_0/kernel  (2, 2)  (in, out)  0
     left out, a bias or scale: Dense_0/bias
-    >>> print(constraint(params)["Dense_0"]["kernel"].round(3))
+    >>> print(constraint.apply(params)["Dense_0"]["kernel"].round(3))
     [[0.6 0.3]
      [0.8 0.4]]
     >>> optimizer = optax.chain(optax.adam(1e-3), constraint)
@@ -181,9 +181,8 @@ def apply_updates(params: Any, updates: Any, constraint: Any) -> Any:
         Parameters: of arrays, or an equinox model as it is.
     updates : tree
         Updates, as of ``optimizer.update``. Where they are None, parameters stay as they are.
-    constraint : MaxNorm or callable
-        What `max_norm` returns, or any function from parameters to parameters. For a schedule make it in the step:
-        ``max_norm(schedule(count))``.
+    constraint : MaxNorm
+        What `max_norm` returns. For a schedule make it in the step: ``max_norm(schedule(count))``.
 
     Returns
     -------
@@ -193,7 +192,7 @@ def apply_updates(params: Any, updates: Any, constraint: Any) -> Any:
     Raises
     ------
     TypeError
-        If `constraint` is no function.
+        If `constraint` is another transformation, a chain that ends in `max_norm` say.
     ValueError
         As from `max_norm`.
 
@@ -217,14 +216,14 @@ def apply_updates(params: Any, updates: Any, constraint: Any) -> Any:
     [[0.6]
      [0.8]]
     """
-    if not callable(constraint):
-        remedy = "pass what normball.optax.max_norm returns, made in the step where a schedule has its bound"
-        raise TypeError(f"constraint of type {type(constraint).__name__}: must be a function of params; {remedy}")
+    if not isinstance(constraint, MaxNorm):
+        remedy = "make it in the step, where a schedule has its bound"
+        raise TypeError(f"constraint of type {type(constraint).__name__}: must be what max_norm returns; {remedy}")
 
     def add(param: Any, update: Any) -> Any:
         return param if param is None or update is None else _moved(param, update)
 
-    return constraint(jax.tree.map(add, params, updates, is_leaf=lambda value: value is None))
+    return constraint.apply(jax.tree.map(add, params, updates, is_leaf=lambda value: value is None))
 
 
 def _towards(inside: jax.Array, param: jax.Array, dtype: Any) -> jax.Array:
