@@ -213,7 +213,9 @@ if installed("pytensor"):
     RUNNERS += [_pytensor_runner("JAX")] if installed("jax") else []
     RUNNERS += [_pytensor_runner("PYTORCH")] if installed("torch") else []
 LEFT_OUT += [
-    f"{name} is not installed" for name in ("pytensor", "pymc", "jax", "torch", "ml_dtypes") if not installed(name)
+    f"{name} is not installed"
+    for name in ("pytensor", "pymc", "jax", "optax", "flax", "equinox", "torch", "ml_dtypes")
+    if not installed(name)
 ]
 
 
