@@ -20,17 +20,21 @@ CONTRACT = {
     "constrain_each": ["xs", "max_norms", "axes", "epsilon", "ord", "outs"],
     "constrain_total": ["xs", "max_norm", "epsilon", "ord"],
 }
-BACKENDS = sorted(p for p in (PACKAGE / "backends").glob("*.py") if p.stem != "__init__" and "_" not in p.stem)
+# A backend's other files have its name and an underscore before their own.
+BACKENDS = sorted(p for p in (PACKAGE / "backends").glob("*.py") if "_" not in p.stem.replace("array_api", "standard"))
 TORCH = ("", "_checks", "_gradients", "_groups", "_mesh", "_operators", "_portable", "_sharded")
 # Every file that may name a library, besides NumPy, the one dependency.
 KNOWS = {
     "pytensor": {f"backends/pytensor{part}.py" for part in ("", "_c", "_fusion", "_links", "_numba")},
     "jax": {"backends/jax.py", "backends/pytensor_links.py"},
     "torch": {"backends/pytensor_links.py", *(f"backends/torch{part}.py" for part in TORCH)},
+    "dask": {"backends/array_api.py", "backends/array_api_dask.py"},
+    "array_api_compat": {"backends/array_api_portable.py"},
+    "xarray": set(),
     "numba": {"backends/pytensor_links.py", "backends/pytensor_numba.py"},
 }
 # What a file may import of ours: a level may reach down, never up, and these two stand alone.
-LEVELS = ["torch", "api", "dispatch", "backends", "kernels", "arguments", "definition"]
+LEVELS = ["torch", "xarray", "api", "dispatch", "backends", "kernels", "arguments", "definition"]
 
 
 def public_functions(source):

@@ -247,7 +247,9 @@ def compute_norms(array: Any, norm_axes: Any = None, *, ord: float = 2) -> Any:
     axes = () if norm_axes is None and ndim == 1 else arguments.read_axes(ndim, norm_axes)
     order = arguments.read_ord(ord)
     norms = backend.norm(backend.summarise(array, axes, order), order)
-    return norms.squeeze(axes)
+    if hasattr(norms, "squeeze"):
+        return norms.squeeze(axes)
+    return norms[tuple(0 if axis in axes else slice(None) for axis in range(ndim))]  # the standard has no methods
 
 
 def set_num_threads(n: int) -> None:
