@@ -59,7 +59,15 @@ def _merged(words: da.Array, axes: tuple[int, ...], ord: float) -> da.Array:
 
 def _rescaled(x: da.Array, words: da.Array, max_norm: da.Array, epsilon: da.Array) -> da.Array:
     separate = [words[..., index] for index in range(4)]  # which broadcast against x, chunk by chunk
-    return da.map_blocks(_rescaled_chunk, x, *separate, max_norm, epsilon, dtype=x.dtype, meta=x._meta)
+    bounds = (_aligned(max_norm, x), _aligned(epsilon, x))
+    return da.map_blocks(_rescaled_chunk, x, *separate, *bounds, dtype=x.dtype, meta=x._meta)
+
+
+def _aligned(bound: da.Array, x: da.Array) -> da.Array:
+    """A bound in x's chunks, where it is not of length 1; unknown lengths are the caller's to align."""
+    own = zip(bound.chunks, x.chunks[x.ndim - bound.ndim :], strict=True)
+    chunks = tuple(mine if sum(mine) == 1 else theirs for mine, theirs in own)
+    return bound if np.isnan(sum(map(sum, chunks))) else bound.rechunk(chunks)
 
 
 def _norms_of_chunk(x: Any, axes: tuple[int, ...], ord: float, wide: bool) -> Any:

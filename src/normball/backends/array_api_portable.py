@@ -17,7 +17,7 @@ _WIDE_ERROR = 2.0**-92
 # The factor and the product are rounded once each; what is left of the hundredth covers the norm's error in two words.
 _MARGIN = 2.01 * _ROUNDOFF
 
-# Digits and the smallest number of the dtypes that are narrower than float64.
+# Digits, and the smallest number, of the dtypes that are narrower than float64.
 _FORMATS = {"float32": (24, 2.0**-149), "float16": (11, 2.0**-24), "bfloat16": (8, 2.0**-133)}
 
 
@@ -121,37 +121,36 @@ def rescaled(xp: Any, x: Any, norms: Norms, max_norm: Any, epsilon: Any) -> Any:
     factor = _factor(xp, bound, high, low, small, 4 * error + _MARGIN)
     one = xp.ones_like(factor)
     factor = xp.where(spoilt, one * math.nan, xp.where(complies, one, factor))
-    entries = xp.astype(x, xp.float64)
-    name = dtype_name(x)
-    if name == "float64":
-        product = _scaled(xp, entries, -exponent) * factor
-        lowered = _scaled(xp, product, -lift)
-        back = xp.abs(_scaled(xp, lowered, lift)) > xp.abs(product)  # rounded up, to a subnormal number
-        result = xp.where(back, _one_less(xp, lowered, 53, 2.0**-1074), lowered)
+    if dtype_name(x) == "float64":
+        product = _scaled(xp, x, -exponent) * factor
+        result = _lowered(xp, product, lift)
     else:
         # Out of float64's range only where all results vanish in this dtype.
-        product = entries * xp.where(complies, one, _scaled(xp, factor, -exponent - lift))
-        result = _truncated(xp, product, x.dtype, *_FORMATS[name])
-    return xp.where(complies, x, result)
+        result = _narrow_product(xp, x, xp.where(complies, one, _scaled(xp, factor, -exponent - lift)))
+    return xp.where(complies | ((x == 0) & ~spoilt), x, result)  # zeros with their signs
 
 
-def _truncated(xp: Any, product: Any, dtype: Any, digits: int, smallest: float) -> Any:
-    """Float64 values in a narrower dtype, rounded towards zero.
+def _lowered(xp: Any, product: Any, lift: Any) -> Any:
+    """The product times 2**-lift; rounded towards zero where that makes it subnormal."""
+    result = _scaled(xp, product, -lift)
+    size = xp.abs(result)
+    less = result * ((size - 2.0**-1074) / size)  # with the sign of zeros
+    return xp.where(xp.abs(_scaled(xp, result, lift)) > xp.abs(product), less, result)
 
-    A conversion gives one of the two neighbours, even where it rounds twice. Of the larger one more than half a step is
-    taken off, and less than a whole one, so that the next conversion, to the nearest, gives the smaller.
+
+def _narrow_product(xp: Any, x: Any, factor: Any) -> Any:
+    """X * factor in x's dtype, which is narrower than float64; up to two ulp below it, and never above.
+
+    Rounded to the nearest it gains at most 2**-digits of itself, which is taken off the factor; or half of the smallest
+    number, which is taken off where the result is subnormal. What is left of (1 - 2**-digits) (1 + 2**-digits) covers
+    libraries that convert to bfloat16 by way of float32, and so round twice.
     """
-    nearest = xp.astype(xp.astype(product, dtype), xp.float64)
-    lowered = xp.where(xp.abs(nearest) > xp.abs(product), _one_less(xp, nearest, digits, smallest), nearest)
-    return xp.astype(lowered, dtype)
-
-
-def _one_less(xp: Any, x: Any, digits: int, smallest: float) -> Any:
-    """X, with its sign, less 2**-digits of itself, or less the smallest number of its dtype where that is more."""
-    size = xp.abs(x)
-    step = size * 2.0**-digits
-    step = xp.where(step < smallest, xp.full_like(step, smallest), step)
-    return x * ((size - step) / size)
+    digits, smallest = _FORMATS[dtype_name(x)]
+    size = xp.abs(xp.astype(x, xp.float64)) * (factor * (1 - 2.0**-digits))
+    # Less than half of it becomes a negative number that rounds to zero, hence the second abs.
+    size = xp.where(size < smallest * 2.0 ** (digits - 1), xp.abs(size - smallest / 2), size)
+    result = xp.astype(size, x.dtype)
+    return xp.where(x < 0, -result, result)
 
 
 def _rows(xp: Any, x: Any, axes: Sequence[int]) -> Any:
