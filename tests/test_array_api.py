@@ -1,6 +1,7 @@
 """Libraries of the Array API standard, besides the laws: what they keep to, and what is refused."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -130,6 +131,13 @@ def test_what_is_no_array_here_is_refused_with_the_remedy(module, name, message)
         assert str(caught.value) == message
     with pytest.raises(TypeError, match=message.partition(":")[0]):
         normball.total_norm_constraint([kind()], 1.0)
+
+
+def test_a_library_without_float64_is_refused():
+    """Silently narrower sums would break every promise."""
+    narrow = SimpleNamespace(float64=np.float32, astype=lambda x, dtype: x.astype(dtype))
+    with pytest.raises(TypeError, match="arrays of numpy have no float64 now, which sums are kept in; turn it on"):
+        portable.norms(narrow, X, (0,), 2, wide=False)
 
 
 def test_powers_are_exact():

@@ -33,6 +33,11 @@ KNOWS = {
     "xarray": set(),
     "numba": {"backends/pytensor_links.py", "backends/pytensor_numba.py"},
 }
+HEAVY = {"pytensor", "pymc", "jax", "torch", "numba", "ml_dtypes", "scipy", "keras"} | {
+    "array_api_compat",
+    "dask",
+    "xarray",
+}
 # What a file may import of ours: a level may reach down, never up, and these two stand alone.
 LEVELS = ["torch", "xarray", "api", "dispatch", "backends", "kernels", "arguments", "definition"]
 
@@ -82,7 +87,7 @@ def loaded_by(code):
     """Which libraries running the code loads, in a fresh interpreter."""
     probe = f"import sys\n{code}\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    return set(run.stdout.split()) & {"pytensor", "pymc", "jax", "torch", "numba", "ml_dtypes", "scipy", "keras"}
+    return set(run.stdout.split()) & HEAVY
 
 
 def first_use(code="normball.norm_constraint(numpy.ones((2, 2)), 1.0)"):

@@ -10,6 +10,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+from dask.array.utils import meta_from_array
 from dask.graph_manipulation import clone
 
 from normball.backends import array_api_portable as portable
@@ -19,7 +20,7 @@ def norms(x: da.Array, axes: tuple[int, ...], ord: float, wide: bool) -> da.Arra
     """The words of every group's norm along a new last axis, reduced axes kept as 1."""
     chunks = tuple((1,) * len(own) if axis in axes else own for axis, own in enumerate(x.chunks))
     of_chunk = functools.partial(_norms_of_chunk, axes=axes, ord=ord, wide=wide)
-    words = x.map_blocks(of_chunk, chunks=(*chunks, (4,)), new_axis=x.ndim, dtype=float, meta=_meta(x.ndim + 1))
+    words = x.map_blocks(of_chunk, chunks=(*chunks, (4,)), new_axis=x.ndim, dtype=float, meta=_meta(x, x.ndim + 1))
     if _whole(x, axes):
         return words
     return _merged(words, axes, ord)
@@ -27,7 +28,7 @@ def norms(x: da.Array, axes: tuple[int, ...], ord: float, wide: bool) -> da.Arra
 
 def value(words: da.Array) -> da.Array:
     """The norms as float64."""
-    return words.map_blocks(_value_of_chunk, drop_axis=words.ndim - 1, dtype=float, meta=_meta(words.ndim - 1))
+    return words.map_blocks(_value_of_chunk, drop_axis=words.ndim - 1, dtype=float, meta=_meta(words, words.ndim - 1))
 
 
 def constrain(x: da.Array, max_norm: da.Array, axes: tuple[int, ...], epsilon: da.Array, ord: float) -> da.Array:
@@ -53,7 +54,7 @@ def _whole(x: da.Array, axes: tuple[int, ...]) -> bool:
 def _merged(words: da.Array, axes: tuple[int, ...], ord: float) -> da.Array:
     step = functools.partial(_merged_chunk, ord=ord)
     return da.reduction(
-        words, step, step, axis=axes, keepdims=True, dtype=float, concatenate=True, meta=_meta(words.ndim)
+        words, step, step, axis=axes, keepdims=True, dtype=float, concatenate=True, meta=_meta(words, words.ndim)
     )
 
 
@@ -90,11 +91,12 @@ def _value_of_chunk(words: Any) -> Any:
 
 
 def _rescaled_chunk(x: Any, high: Any, low: Any, exponent: Any, error: Any, max_norm: Any, epsilon: Any) -> Any:
+    norms = portable.Norms(high, low, exponent, error)
     with portable.quiet():
-        return portable.rescaled(
-            portable.namespace(x), x, portable.Norms(high, low, exponent, error), max_norm, epsilon
-        )
+        bounds = (portable.as_float64(bound, x) for bound in (max_norm, epsilon))
+        return portable.rescaled(portable.namespace(x), x, norms, *bounds)
 
 
-def _meta(ndim: int) -> np.ndarray:
-    return np.empty((0,) * ndim)
+def _meta(like: da.Array, ndim: int) -> Any:
+    """An empty float64 array of the chunks' library."""
+    return meta_from_array(like._meta, ndim=ndim, dtype=np.float64)

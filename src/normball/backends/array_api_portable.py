@@ -61,7 +61,11 @@ def as_float64(value: Any, x: Any) -> Any:
 def norms(xp: Any, x: Any, axes: Sequence[int], ord: float, wide: bool) -> Norms:
     """The norm of each group of x along the axes, by a sum in two words or a plain one."""
     kept = tuple(1 if axis in axes else length for axis, length in enumerate(x.shape))
-    rows = _rows(xp, xp.astype(x, xp.float64), axes)
+    entries = xp.astype(x, xp.float64)
+    if dtype_name(entries) != "float64":
+        library = type(x).__module__.partition(".")[0]
+        raise TypeError(f"arrays of {library} have no float64 now, which sums are kept in; turn it on, or pass NumPy's")
+    rows = _rows(xp, entries, axes)
     length = rows.shape[-1]
     if not length:  # an empty group has the norm of a zero
         rows = xp.reshape(xp.zeros_like(xp.sum(rows, axis=-1)), (*rows.shape[:-1], 1))
