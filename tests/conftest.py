@@ -202,8 +202,56 @@ def _torch_runner(name: str, elsewhere: bool) -> Runner:
     return _claiming(f"torch{'-elsewhere' if elsewhere else ''}", SUPPORTS[name], constrain, total, norms)
 
 
+def _standard_runner(name: str, column: str, made: Callable, context: Callable) -> Runner:
+    """Arrays of another library, by `made` from NumPy's, under its settings."""
+    from normball.backends.array_api import SUPPORTS
+
+    def constrain(x, max_norm, axes, epsilon, ord):
+        with context():
+            bound = max_norm if isinstance(max_norm, float) else made(np.asarray(max_norm))
+            given = made(x)
+            y = np.asarray(normball.norm_constraint(given, bound, axes, epsilon, ord=ord))
+            assert np.asarray(given).tobytes() == x.tobytes(), "the input was written to"
+            return y
+
+    def total(xs, max_norm, epsilon, ord):
+        with context():
+            ys, norm = normball.total_norm_constraint(list(map(made, xs)), max_norm, epsilon, True, ord=ord)
+            return list(map(np.asarray, ys)), np.asarray(norm)
+
+    def norms(x, axes, ord):
+        with context():
+            return np.asarray(normball.compute_norms(made(x), axes, ord=ord))
+
+    return _claiming(name, SUPPORTS[column], constrain, total, norms)
+
+
+def _strict_runner(version: str) -> Runner:
+    import array_api_strict
+
+    context = functools.partial(array_api_strict.ArrayAPIStrictFlags, api_version=version)
+    return _standard_runner(f"array-api-{version}", "Array API", lambda x: array_api_strict.asarray(x.copy()), context)
+
+
+def _dask_runner() -> Runner:
+    """Every axis in three chunks or so."""
+    import dask
+    import dask.array
+
+    def made(x):
+        return dask.array.from_array(x, chunks=tuple(-(-length // 3) for length in x.shape))
+
+    return _standard_runner("dask", "dask", made, functools.partial(dask.config.set, scheduler="synchronous"))
+
+
 RUNNERS = [_numpy_runner()]
 LEFT_OUT = []
+if installed("array_api_strict"):
+    import array_api_strict
+
+    RUNNERS += [_strict_runner(version) for version in ("2022.12", array_api_strict.__array_api_version__)]
+if installed("dask"):
+    RUNNERS += [_dask_runner()]
 if installed("jax"):
     RUNNERS += [_jax_runner(True), _jax_runner(False)]
 if installed("torch"):
@@ -214,7 +262,10 @@ if installed("pytensor"):
     RUNNERS += [_pytensor_runner("PYTORCH")] if installed("torch") else []
 LEFT_OUT += [
     f"{name} is not installed"
-    for name in ("pytensor", "pymc", "jax", "optax", "flax", "equinox", "torch", "ml_dtypes")
+    for name in (
+        *("pytensor", "pymc", "jax", "optax", "flax", "equinox", "torch", "ml_dtypes"),
+        *("array_api_strict", "dask", "xarray", "mlx"),
+    )
     if not installed(name)
 ]
 

@@ -20,7 +20,8 @@ CONTRACT = {
     "constrain_each": ["xs", "max_norms", "axes", "epsilon", "ord", "outs"],
     "constrain_total": ["xs", "max_norm", "epsilon", "ord"],
 }
-BACKENDS = sorted(p for p in (PACKAGE / "backends").glob("*.py") if p.stem != "__init__" and "_" not in p.stem)
+# A backend's other files have its name and an underscore before their own.
+BACKENDS = sorted(p for p in (PACKAGE / "backends").glob("*.py") if "_" not in p.stem.replace("array_api", "standard"))
 TORCH = ("", "_checks", "_gradients", "_groups", "_mesh", "_operators", "_portable", "_sharded")
 OPTAX = ("clip", "leaves", "maxnorm", "modes")  # which work on trees of JAX arrays
 # Every file that may name a library, besides NumPy, the one dependency.
@@ -35,10 +36,18 @@ KNOWS = {
     "flax": set(),
     "equinox": set(),
     "torch": {"backends/pytensor_links.py", *(f"backends/torch{part}.py" for part in TORCH)},
+    "dask": {"backends/array_api.py", "backends/array_api_dask.py"},
+    "array_api_compat": {"backends/array_api_portable.py"},
+    "xarray": set(),
     "numba": {"backends/pytensor_links.py", "backends/pytensor_numba.py"},
 }
+HEAVY = {"pytensor", "pymc", "jax", "optax", "torch", "numba", "ml_dtypes", "scipy", "keras"} | {
+    "array_api_compat",
+    "dask",
+    "xarray",
+}
 # What a file may import of ours: a level may reach down, never up, and the last three stand alone.
-LEVELS = ["torch", "optax", "api", "dispatch", "backends", "kernels", "table", "arguments", "definition"]
+LEVELS = ["torch", "optax", "xarray", "api", "dispatch", "backends", "kernels", "table", "arguments", "definition"]
 
 
 def public_functions(source):
@@ -86,17 +95,7 @@ def loaded_by(code):
     """Which libraries running the code loads, in a fresh interpreter."""
     probe = f"import sys\n{code}\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    return set(run.stdout.split()) & {
-        "pytensor",
-        "pymc",
-        "jax",
-        "torch",
-        "numba",
-        "optax",
-        "ml_dtypes",
-        "scipy",
-        "keras",
-    }
+    return set(run.stdout.split()) & HEAVY
 
 
 def first_use(code="normball.norm_constraint(numpy.ones((2, 2)), 1.0)"):

@@ -30,8 +30,9 @@ def norm_constraint(
     ----------
     tensor_var : array or iterable of array
         Weights, an update, a gradient: a NumPy array, PyTorch tensor or JAX array (float64, float32, float16, bfloat16;
-        complex numbers of the latter two, too, with the norm of their moduli) or a PyTensor variable (float64, float32,
-        float16), of any shape and layout. Or several of them, in a list or from a generator: each is constrained by
+        complex numbers of the latter two, too, with the norm of their moduli), a PyTensor variable (float64, float32,
+        float16), or an array of dask or of another library of the Array API standard (of those of these dtypes that it
+        has), of any shape and layout. Or several of them, in a list or from a generator: each is constrained by
         itself, arrays in one go.
     max_norm : float or array, or list of these
         The largest norm allowed, in the units of `tensor_var`. One number, or anything that broadcasts against the
@@ -76,8 +77,10 @@ def norm_constraint(
     Guaranteed, with no tolerance: groups with n <= c keep their bits; the norm of the result, in exact arithmetic, is
     at most c; each entry lies within 4 ulp of the formula; a second call changes nothing; no finite input overflows or
     underflows; a NaN or inf turns its own group into NaN, and no other. A symbolic bound that turns out negative or
-    NaN makes NaN. On other devices than CPUs, where a group is split over several, and in JAX, a group within 4 ulp
-    under its bound may be rescaled.
+    NaN makes NaN. On other devices than CPUs, where a group is split over several, in JAX, and in libraries known by
+    the Array API standard alone, a group within 4 ulp under its bound may be rescaled. In the latter a bound that is an
+    array of the library counts as symbolic, and nothing has derivatives. dask makes chunks twice, rather than keep them
+    all, where a group lies in several.
 
     The derivative is the identity where n <= c, ties and zero vectors included. Where n > c it is
     s (I - n / (n + epsilon) u u^T) for order 2, with s = c / (n + epsilon) and u = v / n. `max_norm` and `epsilon`
@@ -248,7 +251,9 @@ def compute_norms(array: Any, norm_axes: Any = None, *, ord: float = 2) -> Any:
     axes = () if norm_axes is None and ndim == 1 else arguments.read_axes(ndim, norm_axes)
     order = arguments.read_ord(ord)
     norms = backend.norm(backend.summarise(array, axes, order), order)
-    return norms.squeeze(axes)
+    if hasattr(norms, "squeeze"):
+        return norms.squeeze(axes)
+    return norms[tuple(0 if axis in axes else slice(None) for axis in range(ndim))]  # the standard has no methods
 
 
 def set_num_threads(n: int) -> None:

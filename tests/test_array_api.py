@@ -1,0 +1,187 @@
+"""Libraries of the Array API standard, besides the laws: what they keep to, and what is refused."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from oracle import _finfo, broken_laws, broken_total_laws
+
+import normball
+from normball.backends import array_api_portable as portable
+
+X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+
+
+@pytest.fixture
+def strict():
+    """The library that has nothing but the standard, as of 2022.12."""
+    library = pytest.importorskip("array_api_strict")
+    with library.ArrayAPIStrictFlags(api_version="2022.12"):
+        yield library
+
+
+def test_the_old_standard_is_kept_to(strict):
+    with pytest.raises(RuntimeError, match=r"2023\.12"):
+        strict.maximum(strict.asarray([1.0]), strict.asarray([2.0]))
+
+
+def test_another_device_is_kept(strict):
+    x = strict.asarray(X, device=strict.Device("device1"))
+    assert normball.norm_constraint(x, 1.0).device == x.device
+    bound = strict.asarray([[1.0, 2.0, 0.0, math.inf]], device=x.device)
+    assert normball.norm_constraint(x, bound).device == x.device
+    assert normball.total_norm_constraint([x, x], 1.0)[1].device == x.device
+    assert normball.compute_norms(x).device == x.device
+
+
+def test_without_the_compatibility_library(strict, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "array_api_compat", None)
+    y = normball.norm_constraint(strict.asarray(X), 1.0)
+    assert broken_laws(X, np.asarray(y), 1.0, (0,), band=4) == set()
+
+
+def test_an_array_as_bound_is_not_read(strict):
+    """So that nothing waits for a device: what is wrong in it shows as NaN."""
+    bound = strict.asarray([[1.0, -1.0, math.nan, math.inf]], dtype=strict.float64)
+    y = np.asarray(normball.norm_constraint(strict.asarray(X), bound))
+    assert np.isnan(y).all(0).tolist() == [False, True, True, False]
+    integers = normball.norm_constraint(strict.asarray(X), strict.asarray(1))
+    assert broken_laws(X, np.asarray(integers), 1.0, (0,), band=4) == set()
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (
+            lambda x, xp: normball.norm_constraint(xp.astype(x, xp.int64), 1.0),
+            TypeError,
+            "tensor_var of dtype int64: must be one of float64, float32, float16, bfloat16; "
+            "cast it first, for example tensor_var.astype('float32')",
+        ),
+        (
+            lambda x, xp: normball.norm_constraint(x, 1.0, out=x),
+            TypeError,
+            "out: arrays of array_api_strict are not written to here; leave it out for a new one",
+        ),
+        (
+            lambda x, xp: normball.norm_constraint([x, x], 1.0, out=[None, x]),
+            TypeError,
+            "out[1]: arrays of array_api_strict are not written to here; leave it out for a new one",
+        ),
+        (
+            lambda x, xp: normball.norm_constraint(x, np.array([[1.0], [2.0]])),
+            ValueError,
+            "max_norm of shape (2, 1): must broadcast against the norms, of shape (1, 4) (the reduced axes kept as 1); "
+            "add axes of length 1 where the norm is taken",
+        ),
+        (
+            lambda x, xp: normball.norm_constraint(x, np.array(-1.0)),
+            ValueError,
+            "max_norm=-1.0: must be >= 0 and not NaN; a norm is never negative",
+        ),
+        (
+            lambda x, xp: normball.norm_constraint(x, xp.asarray(True)),
+            TypeError,
+            "max_norm of dtype bool: must hold real numbers; convert it to float64 first",
+        ),
+    ],
+)
+def test_refusals(strict, call, error, message):
+    with pytest.raises(error) as caught:
+        call(strict.asarray(X), strict)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "module, name, message",
+    [
+        (
+            "zarr.core.array",
+            "Array",
+            "tensor_var of type zarr.Array: it lies in storage; pass dask.array.from_zarr(tensor_var), "
+            "and write the result with dask.array.to_zarr",
+        ),
+        (
+            "sparse.numba_backend._coo.core",
+            "COO",
+            "tensor_var of type sparse.COO: it must be dense; pass tensor_var.todense(), "
+            "or constrain the values that it stores",
+        ),
+        (
+            "scipy.sparse._csr",
+            "csr_array",
+            "tensor_var of type scipy.csr_array: it must be dense; pass tensor_var.toarray(), "
+            "or constrain the values that it stores",
+        ),
+        (
+            "xarray.core.dataarray",
+            "DataArray",
+            "tensor_var of type xarray.DataArray: use normball.xarray, which takes the names of dimensions; "
+            "or pass tensor_var.data",
+        ),
+    ],
+)
+def test_what_is_no_array_here_is_refused_with_the_remedy(module, name, message):
+    """By the name of its type: stand-ins do, and nothing is imported."""
+    kind = type(name, (), {"__module__": module, "ndim": 2, "__array_namespace__": None})
+    for call in (normball.norm_constraint, lambda x, c: normball.compute_norms(x)):
+        with pytest.raises(TypeError) as caught:
+            call(kind(), 1.0)
+        assert str(caught.value) == message
+    with pytest.raises(TypeError, match=message.partition(":")[0]):
+        normball.total_norm_constraint([kind()], 1.0)
+
+
+def test_a_library_without_float64_is_refused():
+    """Silently narrower sums would break every promise."""
+    narrow = SimpleNamespace(float64=np.float32, astype=lambda x, dtype: x.astype(dtype))
+    with pytest.raises(TypeError, match="arrays of numpy have no float64 now, which sums are kept in; turn it on"):
+        portable.norms(narrow, X, (0,), 2, wide=False)
+
+
+def test_powers_are_exact():
+    exponents = np.arange(-1022.0, 1023.0)
+    assert (portable._power(portable.namespace(exponents), exponents) == np.ldexp(1.0, exponents.astype(int))).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_products_are_never_above(dtype):
+    """Over the whole range, subnormal numbers too: at most two ulp below, and with the sign."""
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    info = _finfo(dtype)
+    rng = np.random.default_rng(1)
+    low, high = info.minexp - info.nmant - 1, info.maxexp
+    x = np.ldexp(rng.uniform(-1, 1, 20000), rng.integers(low, high, 20000)).astype(dtype)
+    factor = rng.uniform(0, 1, 20000) * 2.0 ** rng.integers(-30, 1, 20000)
+    with portable.quiet():
+        result = portable._narrow_product(portable.namespace(x), x, factor).astype(float)
+    exact = x.astype(float) * factor  # rounded, but by far less than the ulp of the dtype
+    ulp = 2.0 ** (np.maximum(np.frexp(exact)[1] - 1, info.minexp) - info.nmant)
+    assert (np.abs(result) <= np.abs(exact)).all()
+    assert (np.abs(result - exact) <= 2 * ulp).all()
+    assert (np.signbit(result) == (x < 0)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_mlx(dtype):
+    mlx = pytest.importorskip("mlx.core")
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    mlx.set_default_device(mlx.cpu)  # float64 is not on its GPUs
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    x = X.astype(kind)
+    x[:, 1] = np.array([3.0, 4.0, 0, 0, 0, 0]) * (float(ml_dtypes.finfo(kind).max) / 8)
+    given = mlx.array(x.astype(np.float64), dtype=mlx.float64).astype(getattr(mlx, dtype))
+
+    def back(y):
+        assert y.dtype == given.dtype
+        return np.array(y.astype(mlx.float64)).astype(kind)
+
+    y = back(normball.norm_constraint(given, 1.5))
+    assert broken_laws(x, y, 1.5, (0,), band=4) == set()
+    bound = np.array([[0.0, 1.5, 2.0, math.inf]])
+    assert broken_laws(x, back(normball.norm_constraint(given, bound)), bound, (0,), band=4) == set()
+    ys = normball.total_norm_constraint([given, given], 2.0)
+    assert broken_total_laws([x, x], list(map(back, ys)), 2.0, band=4) == set()
+    assert (np.array(normball.compute_norms(normball.norm_constraint(given, 1.5))) <= 1.5).all()
