@@ -29,7 +29,7 @@ KNOWS = {
     "pytensor": {f"backends/pytensor{part}.py" for part in ("", "_c", "_fusion", "_links", "_numba")},
     "jax": {
         "backends/pytensor_links.py",
-        *(f"backends/jax{part}.py" for part in ("", "_exact", "_narrow")),
+        *(f"backends/jax{part}.py" for part in ("", "_exact", "_narrow", "_rows")),
         *(f"optax/{part}.py" for part in OPTAX),
     },
     "optax": set(),

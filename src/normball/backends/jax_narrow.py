@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from normball.backends import jax_rows as rows
+
 _F64 = np.float64
 _SMALL = 2.0**-90  # to a norm above this, 2**53 subnormal numbers make no difference that float64 could tell
 # Fraction bits, exponent bias, the integers of the same width.
@@ -100,9 +102,12 @@ def rescaled(x: jax.Array, norm: jax.Array, bound: jax.Array, epsilon: jax.Array
     spoilt = jnp.isnan(norm) | (jnp.isinf(norm) & (c != np.inf)) | ~(c >= 0) | ~(e >= 0)
     factor = jnp.where(complies | spoilt, 1, c / (norm + e) * (1 - 3 * band - 2.0**-50))
     nan = jnp.where(spoilt, ((2 * bias + 1) << fraction) | (1 << (fraction - 1)), 0).astype(integer)
+    # Kept apart, or XLA on a CPU works these out anew for every entry.
+    factor, nan = lax.optimization_barrier((factor, nan))
     bits = lax.bitcast_convert_type(x, integer)
     product = _size(x) * factor
-    normal = (lax.bitcast_convert_type(product, np.int64) >> (52 - fraction)) - ((1023 - bias) << fraction)
+    upper = lax.shift_right_logical(lax.bitcast_convert_type(product, np.int64), np.int64(52 - fraction))
+    normal = upper - ((1023 - bias) << fraction)
     subnormal = (product * 2.0 ** (bias - 1 + fraction)).astype(np.int32)
     size = jnp.where(product < 2.0 ** (1 - bias), subnormal, normal.astype(np.int32)).astype(integer)
     result = jnp.where(factor < 1, size | (bits & np.iinfo(integer).min), bits) | nan
@@ -125,8 +130,8 @@ def _rescaled_jvp(length: int, primals: tuple, tangents: tuple) -> tuple:
         shrink = jnp.where(violates, c, 0) / below
         outer = jnp.where(spoilt, np.nan, jnp.where(violates, shrink, 1)).astype(np.float32)
         push = jnp.where(violates, (bound_step - shrink * (norm_step + epsilon_step)) / below, 0)
-        # Transposed, the second term is a sum of plain products in float64, which XLA on a CPU is quickest at.
-        pushed = (_finite(x).astype(_F64) * push).astype(np.float32)
+        # Transposed, the second term is a sum of plain products in float64.
+        pushed = rows.spread(lambda x, push: (_finite(x).astype(_F64) * push).astype(np.float32), x, push)
         return (outer * step.astype(np.float32) + pushed).astype(x.dtype)
 
     return rescaled(*primals, length), _remade(rate)(*primals, tangents)
@@ -149,13 +154,13 @@ def _total(x: jax.Array, bound: jax.Array, axes: tuple[int, ...], ord: float, sm
         return _size_of_bits(size)
 
     def power(size: jax.Array) -> jax.Array:
-        return jnp.sum(size * size if ord == 2 else abs(size), axis=axes, keepdims=True)
+        return size * size if ord == 2 else abs(size)
 
     def exact(x: jax.Array) -> jax.Array:
-        return power(_size(x))
+        return rows.summed(lambda x: power(_size(x)), x, axes)
 
     def plain(x: jax.Array) -> jax.Array:
-        return power(x.astype(_F64))
+        return rows.summed(lambda x: power(x.astype(_F64)), x, axes)
 
     if x.dtype == np.float16:
         return plain(x)
