@@ -53,12 +53,12 @@ def norm_constraint(
     Notes
     -----
     The guarantees of `normball.norm_constraint` in JAX hold for the groups as wholes; every device decides alike.
-    Devices exchange what they know of each group, and never entries: one all-reduce of a sum, in float64, of the same
-    length for every dtype up to float32; float64 arrays have one all-gather of six words for each group.
+    Devices exchange what they know of each group, never its entries, by one all-reduce: of one number for each group,
+    and for float64 arrays of five from each device.
 
-    Derivatives are those of JAX's collectives: `jax.grad` inside of `jax.shard_map` is the gradient of the sum of the
-    devices' losses, with one more all-reduce. A loss that has been summed over the devices already counts once, but with
-    ``check_vma=False`` and in `jax.pmap` once for each device: there sum up the gradients' losses after, not before.
+    `jax.grad` inside of `jax.shard_map` or `jax.pmap`, of a loss that differs between the devices, is the gradient of
+    the sum of their losses, with one more all-reduce. A loss that was summed over the devices already counts once in
+    `jax.shard_map`, but once for each device with ``check_vma=False`` and in `jax.pmap`, as everywhere in JAX.
 
     References
     ----------
@@ -83,10 +83,13 @@ def norm_constraint(
     if isinstance(norm_axes, Iterator):  # read once for each
         norm_axes = list(norm_axes)
     axes = [arguments.read_axes(_ndim(x, place), norm_axes, place) for x, place in zip(arrays, places, strict=True)]
-    read = arguments.read_bounds("max_norm", max_norm, len(arrays)) if several else [_bound("max_norm", max_norm)]
-    small, order = _bound("epsilon", epsilon), arguments.read_ord(ord)
+    if several:
+        bounds = arguments.read_bounds("max_norm", max_norm, len(arrays))
+    else:
+        bounds = [arguments.read_bound("max_norm", max_norm)]
+    small, order = arguments.read_bound("epsilon", epsilon), arguments.read_ord(ord)
     overs = _overs(axis_name, len(arrays))
-    results = backend.constrain_each(arrays, read, axes, small, order, [None] * len(arrays), overs=overs)
+    results = backend.constrain_each(arrays, bounds, axes, small, order, [None] * len(arrays), overs=overs)
     return results if several else results[0]
 
 
@@ -148,7 +151,8 @@ def total_norm_constraint(
     [13. 13.]
     """
     variables = arguments.read_list(arrays)
-    bound, small, order = _bound("max_norm", max_norm), _bound("epsilon", epsilon), arguments.read_ord(ord)
+    bound, small = arguments.read_bound("max_norm", max_norm), arguments.read_bound("epsilon", epsilon)
+    order = arguments.read_ord(ord)
     overs = _overs(axis_name, len(variables))
     if not variables:
         return ([], 0.0) if return_norm else []
@@ -203,9 +207,6 @@ def compute_norms(array: Any, norm_axes: Any = None, *, ord: float = 2, axis_nam
     axes = () if norm_axes is None and ndim == 1 else arguments.read_axes(ndim, norm_axes)
     [over] = _overs(axis_name, 1)
     return backend.norm(backend.summarise(array, axes, order, over=over), order).squeeze(axes)
-
-
-_bound = arguments.read_bound
 
 
 def _ndim(array: Any, index: int | None) -> int:

@@ -300,7 +300,7 @@ def _summarise(x: jax.Array, axes: tuple[int, ...], ord: float) -> Wide:
 
 
 def _united(parts: Sequence[Wide], overs: Sequence[tuple[str, ...]], ord: float) -> Wide:
-    """All parts merged, with those on other devices: one all-gather of summaries for each choice of mesh axes."""
+    """All parts merged, with those on other devices: one collective for each choice of mesh axes."""
     own: dict[tuple[str, ...], list[Wide]] = {}
     for part, over in zip(parts, overs, strict=True):
         own.setdefault(over, []).append(part)
@@ -312,11 +312,15 @@ def _merge_all(summaries: Sequence[Wide], ord: float) -> Wide:
 
 
 def _gathered(summary: Wide, over: tuple[str, ...], ord: float) -> Wide:
-    """A summary merged with those of the devices along the mesh axes: by halves, in the same order on each."""
+    """A summary merged with those of the devices along the mesh axes: by halves, in the same order on each.
+
+    Every device adds its own to zeros: only of a sum does JAX know, in all its maps, that it is the same everywhere.
+    """
     if not over:
         return summary
-    words = jnp.stack([word.astype(np.float64) for word in summary])
-    words = lax.all_gather(words, over, axis=1, to="invarying")
+    own = jnp.stack([word.astype(np.float64) for word in summary])[:, None]
+    mine = jnp.arange(math.prod(map(lax.axis_size, over))) == lax.axis_index(over)
+    words = lax.psum(jnp.where(mine.reshape(-1, *[1] * summary.high.ndim), own, 0), over)
     while (count := words.shape[1]) > 1:
         half = count // 2
         pair = [Wide(*part[:4], part[4].astype(np.int32)) for part in (words[:, :half], words[:, half : 2 * half])]
