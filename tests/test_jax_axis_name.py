@@ -72,9 +72,7 @@ def test_total_of_split_and_of_whole_arrays(ord):
         split, same = groups("float32")[..., :2], groups("float64")[0]
 
         def clip(split, same):
-            return normball.jax.total_norm_constraint(
-                [split, same], 3.0, 0.5, True, ord=ord, axis_name=["parts", None]
-            )
+            return normball.jax.total_norm_constraint([split, same], 3.0, 0.5, True, ord=ord, axis_name=["parts", None])
 
         (parts, wholes), norms = over_parts(clip, in_axes=(0, None))(split, same)
         found = [np.asarray(parts), np.asarray(wholes)[0]]
@@ -117,7 +115,10 @@ def test_without_a_name_they_are_the_public_functions():
     pairs = [
         (normball.jax.norm_constraint(x, 2.0), normball.norm_constraint(x, 2.0)),
         (normball.jax.norm_constraint([x, y], [2.0, 0.1], iter([0])), normball.norm_constraint([x, y], [2.0, 0.1], 0)),
-        (normball.jax.total_norm_constraint([x, y], 2.0, 0, True), normball.total_norm_constraint([x, y], 2.0, 0, True)),
+        (
+            normball.jax.total_norm_constraint([x, y], 2.0, 0, True),
+            normball.total_norm_constraint([x, y], 2.0, 0, True),
+        ),
         (normball.jax.compute_norms(x), normball.compute_norms(x)),
         (normball.jax.compute_norms(x[0], axis_name=()), normball.compute_norms(x[0])),
         (normball.jax.total_norm_constraint([], 1.0, return_norm=True), ([], 0.0)),
@@ -167,7 +168,7 @@ def test_refused_arrays():
         normball.jax.norm_constraint([X, 1.0], 1.0)
     with pytest.raises(TypeError, match=r"^tensor_var\[1\] of dtype int32: must be one of"):
         normball.jax.total_norm_constraint([X, X.astype(np.int32)], 1.0)
-    with pytest.raises(TypeError, match="^tensor_vars of type ndarray: must be a list"):
+    with pytest.raises(TypeError, match=r"^tensor_vars of type ndarray: must be a list"):
         normball.jax.total_norm_constraint(X, 1.0)
     with pytest.raises(ValueError, match=r"^max_norm=-1.0: must be >= 0"):
         normball.jax.norm_constraint(X, -1.0)

@@ -138,7 +138,8 @@ def _length(shapes: Sequence[Sequence[int]], overs: Sequence[tuple[str, ...]], o
     """How many entries are added up for a group, on all devices; a largest entry is exact, whatever their number."""
     if ord == np.inf:
         return 1
-    return sum(math.prod(shape) * math.prod(map(lax.axis_size, over)) for shape, over in zip(shapes, overs, strict=True))
+    parts = [math.prod(map(lax.axis_size, over)) for over in overs]
+    return sum(count * math.prod(shape) for count, shape in zip(parts, shapes, strict=True))
 
 
 def _as_real(x: jax.Array) -> jax.Array:

@@ -114,9 +114,7 @@ def constrained(
 
 @constrained.defjvp
 @in_float64
-def _constrained_jvp(
-    axes: tuple[int, ...] | None, ord: float, overs: tuple, primals: tuple, tangents: tuple
-) -> tuple:
+def _constrained_jvp(axes: tuple[int, ...] | None, ord: float, overs: tuple, primals: tuple, tangents: tuple) -> tuple:
     """dy = s (dv - v/(n + epsilon) (dn + d epsilon)) + v/(n + epsilon) dc for violators, with s = c/(n + epsilon).
 
     In units of the group's largest entry, so that nothing overflows; differentiable itself.
@@ -318,15 +316,23 @@ def _gathered(summary: Wide, over: tuple[str, ...], ord: float) -> Wide:
     """
     if not over:
         return summary
-    own = jnp.stack([word.astype(np.float64) for word in summary])[:, None]
+    own = _packed(summary)[:, None]
     mine = jnp.arange(math.prod(map(lax.axis_size, over))) == lax.axis_index(over)
     words = lax.psum(jnp.where(mine.reshape(-1, *[1] * summary.high.ndim), own, 0), over)
     while (count := words.shape[1]) > 1:
         half = count // 2
-        pair = [Wide(*part[:4], part[4].astype(np.int32)) for part in (words[:, :half], words[:, half : 2 * half])]
-        merged = jnp.stack([word.astype(np.float64) for word in _merge(pair, ord)])
-        words = jnp.concatenate([merged, words[:, 2 * half :]], axis=1)
-    return Wide(*words[:4, 0], words[4, 0].astype(np.int32))
+        merged = _merge([_unpacked(words[:, :half]), _unpacked(words[:, half : 2 * half])], ord)
+        words = jnp.concatenate([_packed(merged), words[:, 2 * half :]], axis=1)
+    return _unpacked(words[:, 0])
+
+
+def _packed(summary: Wide) -> jax.Array:
+    return jnp.stack([word.astype(np.float64) for word in summary])
+
+
+def _unpacked(words: jax.Array) -> Wide:
+    high, low, rest, error, exponent = words
+    return Wide(high, low, rest, error, exponent.astype(np.int32))
 
 
 def _merge(summaries: Sequence[Wide], ord: float) -> Wide:
