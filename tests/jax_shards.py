@@ -1,26 +1,17 @@
 """Run by test_jax_sharded.py on 8 devices: results, shardings, and the collectives of the compiled programs."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax_collectives import collectives
 from oracle import broken_laws
 
 import normball
 
 # Sharding of a matrix with norms over axis 0 -> all-reduces of a call.
 SPECS = {P("a", None): 1, P(None, "b"): 0, P("a", "b"): 1, P(("a", "b"), None): 1, P(): 0}
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-
-
-def collectives(function, *args):
-    """How many collectives of each kind the compiled function holds, but for kinds of which there are none."""
-    text = jax.jit(function).lower(*args).compile().as_text()
-    found = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in COLLECTIVES}
-    return {kind: count for kind, count in found.items() if count}
 
 
 def only_reduces(count):

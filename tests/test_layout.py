@@ -47,7 +47,19 @@ HEAVY = {"pytensor", "pymc", "jax", "optax", "torch", "numba", "ml_dtypes", "sci
     "xarray",
 }
 # What a file may import of ours: a level may reach down, never up, and the last three stand alone.
-LEVELS = ["torch", "optax", "xarray", "api", "dispatch", "backends", "kernels", "table", "arguments", "definition"]
+LEVELS = [
+    "torch",
+    "optax",
+    "jax",
+    "xarray",
+    "api",
+    "dispatch",
+    "backends",
+    "kernels",
+    "table",
+    "arguments",
+    "definition",
+]
 
 
 def public_functions(source):

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from normball.backends.jax_narrow import in_float64
+from normball.backends.jax_narrow import in_float64, united
 
 # Up to this many entries a group is summed in one go; longer ones in blocks, whose sums are whole numbers and carry.
 LONGEST = 4096
@@ -94,30 +94,35 @@ class _Plan(NamedTuple):
     common: jax.Array  # exponent of norm + epsilon
 
 
-def norms(xs: tuple, axes: tuple[int, ...] | None, ord: float) -> jax.Array:
+def norms(xs: tuple, axes: tuple[int, ...] | None, ord: float, overs: tuple) -> jax.Array:
     """The norms in float64, reduced axes kept as 1; of all entries of all arrays where `axes` is None."""
-    return constrained(xs, np.asarray(np.inf), np.asarray(0.0), axes, ord)[1]
+    return constrained(xs, np.asarray(np.inf), np.asarray(0.0), axes, ord, overs)[1]
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
 @in_float64
-def constrained(xs: tuple, bound: jax.Array, epsilon: jax.Array, axes: tuple[int, ...] | None, ord: float) -> tuple:
-    """The constrained arrays and their norms before. `axes` None: all entries of all arrays are one group."""
-    summary, plan = _plan(xs, bound, epsilon, axes, ord)
+def constrained(
+    xs: tuple, bound: jax.Array, epsilon: jax.Array, axes: tuple[int, ...] | None, ord: float, overs: tuple
+) -> tuple:
+    """The constrained arrays and their norms before. `axes` None: all entries of all arrays are one group.
+
+    `overs`: the mesh axes that the groups of each array go on over.
+    """
+    summary, plan = _plan(xs, bound, epsilon, axes, ord, overs)
     return tuple(_rescale(x, plan) for x in xs), _norm_as_float(summary, ord)
 
 
 @constrained.defjvp
 @in_float64
-def _constrained_jvp(axes: tuple[int, ...] | None, ord: float, primals: tuple, tangents: tuple) -> tuple:
+def _constrained_jvp(axes: tuple[int, ...] | None, ord: float, overs: tuple, primals: tuple, tangents: tuple) -> tuple:
     """dy = s (dv - v/(n + epsilon) (dn + d epsilon)) + v/(n + epsilon) dc for violators, with s = c/(n + epsilon).
 
     In units of the group's largest entry, so that nothing overflows; differentiable itself.
     """
     xs, bound, epsilon = primals
     steps, bound_step, epsilon_step = tangents
-    results = constrained(xs, bound, epsilon, axes, ord)
-    _, plan = _plan(lax.stop_gradient(xs), lax.stop_gradient(bound), lax.stop_gradient(epsilon), axes, ord)
+    results = constrained(xs, bound, epsilon, axes, ord, overs)
+    _, plan = _plan(lax.stop_gradient(xs), lax.stop_gradient(bound), lax.stop_gradient(epsilon), axes, ord, overs)
     work = plan.factor.dtype
     steps = [step.astype(work) for step in steps]
     bound, bound_step = bound.astype(work), bound_step.astype(work)
@@ -125,9 +130,7 @@ def _constrained_jvp(axes: tuple[int, ...] | None, ord: float, primals: tuple, t
     scaled = [jnp.where(plan.finite, _scaled_value(x, plan), 0) for x in xs]
 
     def total(terms: list) -> jax.Array:
-        if axes is None:
-            return sum(jnp.sum(term) for term in terms)
-        return jnp.sum(terms[0], axis=axes, keepdims=True)
+        return united([jnp.sum(term, axis=axes, keepdims=axes is not None) for term in terms], overs)
 
     if ord == 2:
         square = total([w * w for w in scaled])
@@ -138,7 +141,7 @@ def _constrained_jvp(axes: tuple[int, ...] | None, ord: float, primals: tuple, t
         if ord == math.inf:
             top = [lax.stop_gradient(abs(w)) for w in scaled]
             peaks = [jnp.max(t, axis=axes, keepdims=axes is not None, initial=0) for t in top]
-            peak = functools.reduce(jnp.maximum, peaks)
+            peak = united(peaks, overs, ord)
             ties = total([jnp.where(t == peak, 1, 0).astype(work) for t in top])
             share = 1 / jnp.maximum(ties, 1)
             direction = [jnp.where(t == peak, d * share, 0) for t, d in zip(top, direction, strict=True)]
@@ -173,14 +176,13 @@ def _with_derivative_of_jvp(primals: tuple, tangents: tuple) -> tuple:
 
 
 def _plan(
-    xs: tuple, bound: jax.Array, epsilon: jax.Array, axes: tuple[int, ...] | None, ord: float
+    xs: tuple, bound: jax.Array, epsilon: jax.Array, axes: tuple[int, ...] | None, ord: float, overs: tuple
 ) -> tuple[Wide, _Plan]:
     """The decision about every group, and the factor of those that violate."""
+    parts = [_summarise(x, tuple(range(x.ndim)) if axes is None else axes, ord) for x in xs]
     if axes is None:
-        parts = [_summarise(x, tuple(range(x.ndim)), ord) for x in xs]
-        summary = _merge([Wide(*(part.reshape(()) for part in wide)) for wide in parts], ord)
-    else:
-        summary = _summarise(xs[0], axes, ord)
+        parts = [Wide(*(part.reshape(()) for part in wide)) for wide in parts]
+    summary = _united(parts, overs, ord)
     work = summary.high.dtype
     widest = any(x.dtype == work for x in xs)
     bound_size, bound_exponent = _mantissa(bound)
@@ -293,6 +295,44 @@ def _summarise(x: jax.Array, axes: tuple[int, ...], ord: float) -> Wide:
         error = error + lost
     wide = [jnp.where(finite, high, largest), *(jnp.where(finite, word, 0) for word in (low, rest, error))]
     return Wide(*(word.reshape(kept) for word in [*wide, exponent.astype(np.int32)]))
+
+
+def _united(parts: Sequence[Wide], overs: Sequence[tuple[str, ...]], ord: float) -> Wide:
+    """All parts merged, with those on other devices: one collective for each choice of mesh axes."""
+    own: dict[tuple[str, ...], list[Wide]] = {}
+    for part, over in zip(parts, overs, strict=True):
+        own.setdefault(over, []).append(part)
+    return _merge_all([_gathered(_merge_all(same, ord), over, ord) for over, same in own.items()], ord)
+
+
+def _merge_all(summaries: Sequence[Wide], ord: float) -> Wide:
+    return _merge(summaries, ord) if len(summaries) > 1 else summaries[0]
+
+
+def _gathered(summary: Wide, over: tuple[str, ...], ord: float) -> Wide:
+    """A summary merged with those of the devices along the mesh axes: by halves, in the same order on each.
+
+    Every device adds its own to zeros: only of a sum does JAX know, in all its maps, that it is the same everywhere.
+    """
+    if not over:
+        return summary
+    own = _packed(summary)[:, None]
+    mine = jnp.arange(math.prod(map(lax.axis_size, over))) == lax.axis_index(over)
+    words = lax.psum(jnp.where(mine.reshape(-1, *[1] * summary.high.ndim), own, 0), over)
+    while (count := words.shape[1]) > 1:
+        half = count // 2
+        merged = _merge([_unpacked(words[:, :half]), _unpacked(words[:, half : 2 * half])], ord)
+        words = jnp.concatenate([_packed(merged), words[:, 2 * half :]], axis=1)
+    return _unpacked(words[:, 0])
+
+
+def _packed(summary: Wide) -> jax.Array:
+    return jnp.stack([word.astype(np.float64) for word in summary])
+
+
+def _unpacked(words: jax.Array) -> Wide:
+    high, low, rest, error, exponent = words
+    return Wide(high, low, rest, error, exponent.astype(np.int32))
 
 
 def _merge(summaries: Sequence[Wide], ord: float) -> Wide:

@@ -50,42 +50,56 @@ def is_small(bound: np.ndarray) -> bool:
     return bool((bound < _SMALL).any())
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def united(parts: Sequence[jax.Array], overs: Sequence[tuple[str, ...]], ord: float = 1) -> jax.Array:
+    """The sum of all parts, or for order inf the largest, on this device and along the mesh axes that each lies over.
+
+    One collective for each choice of mesh axes: what shares one is added up before it is sent.
+    """
+    add, send = (jnp.maximum, lax.pmax) if ord == np.inf else (jnp.add, lax.psum)
+    own: dict[tuple[str, ...], jax.Array] = {}
+    for part, over in zip(parts, overs, strict=True):
+        own[over] = add(own[over], part) if over in own else part
+    return functools.reduce(add, [send(part, over) if over else part for over, part in own.items()])
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
 @in_float64
-def norms(xs: tuple, bound: jax.Array, axes: tuple[int, ...] | None, ord: float, small: bool | None) -> jax.Array:
+def norms(
+    xs: tuple, bound: jax.Array, axes: tuple[int, ...] | None, ord: float, small: bool | None, overs: tuple
+) -> jax.Array:
     """The norms in float64, reduced axes kept as 1; of all entries of all arrays where `axes` is None.
 
     `small`: whether subnormal entries matter; None where only the bound's value will tell.
+    `overs`: the mesh axes that the groups of each array go on over.
     """
     parts = [_total(x, bound, tuple(range(x.ndim)) if axes is None else axes, ord, small) for x in xs]
     if axes is None:
         parts = [part.reshape(()) for part in parts]
-    if ord == np.inf:
-        return functools.reduce(jnp.maximum, parts)
-    return jnp.sqrt(sum(parts)) if ord == 2 else jnp.asarray(sum(parts))
+    whole = united(parts, overs, ord)
+    return jnp.sqrt(whole) if ord == 2 else whole
 
 
 @norms.defjvp
 @in_float64
-def _norms_jvp(axes: tuple[int, ...] | None, ord: float, small: bool | None, primals: tuple, tangents: tuple) -> tuple:
+def _norms_jvp(
+    axes: tuple[int, ...] | None, ord: float, small: bool | None, overs: tuple, primals: tuple, tangents: tuple
+) -> tuple:
     """dn = u dv, with u = v / n for order 2; zero at zero."""
     xs, bound = primals
-    norm = norms(xs, bound, axes, ord, small)
+    norm = norms(xs, bound, axes, ord, small, overs)
 
     def rate(xs: tuple, norm: jax.Array, steps: tuple) -> jax.Array:
         def total(terms: Sequence[jax.Array]) -> jax.Array:
-            return sum(jnp.sum(t, axis=axes, keepdims=axes is not None) for t in terms)
+            return united([jnp.sum(t, axis=axes, keepdims=axes is not None) for t in terms], overs)
 
         ordinary = jnp.isfinite(norm) & (norm > 0)
         units = [_over(_finite(x), jnp.where(ordinary, norm, 1), ordinary) for x in xs]
         if ord != 2:
-            sizes = [lax.stop_gradient(abs(u)) for u in units]
             units = [jnp.sign(lax.stop_gradient(u)) for u in units]
             if ord == np.inf:
-                peaks = [jnp.max(s, axis=axes, keepdims=axes is not None, initial=0) for s in sizes]
-                peak = functools.reduce(jnp.maximum, peaks)
-                ties = total([jnp.where(s == peak, 1.0, 0.0) for s in sizes])
-                units = [jnp.where(s == peak, u / jnp.maximum(ties, 1), 0) for s, u in zip(sizes, units, strict=True)]
+                tops = [_size(x) == norm for x in xs]  # such norms are exact
+                ties = total([jnp.where(top, 1.0, 0.0) for top in tops])
+                units = [jnp.where(top, u / jnp.maximum(ties, 1), 0) for top, u in zip(tops, units, strict=True)]
         return total([(u * step.astype(np.float32)).astype(_F64) for u, step in zip(units, steps, strict=True)])
 
     return norm, _remade(rate)(xs, norm, tangents[0])
