@@ -75,6 +75,9 @@ def backend_for(*types: type) -> ModuleType:
         pass
     check_type(types[0])
     libraries = [_library(kind) for kind in types]
+    if "array_api" in libraries and not {"array_api", "numpy", None}.issuperset(libraries):
+        packages = sorted({kind.__module__.partition(".")[0] for kind in types if _library(kind) not in ("numpy", None)})
+        raise TypeError(f"arrays of {' and '.join(packages)} in one call: pass arrays of one library")
     [*_, backend] = [load for library, load in BACKENDS.items() if library in libraries]
     _backends[types] = backend()
     return _backends[types]
