@@ -135,8 +135,8 @@ def _check(x: Any, index: int | None = None) -> None:
 
 def _check_beside(value: Any, x: Any, what: str) -> None:
     """Refuse arrays of two libraries in one call."""
-    lazy = [_is_dask(value), _is_dask(x)]
-    if any(lazy) and not all(lazy) or not any(lazy) and portable.namespace(value) is not portable.namespace(x):
+    same = _is_dask(x) if _is_dask(value) else not _is_dask(x) and portable.namespace(x) is portable.namespace(value)
+    if not same:
         raise TypeError(f"{what} of {_library(value)} beside an array of {_library(x)}: pass arrays of one library")
 
 
