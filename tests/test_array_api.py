@@ -1,7 +1,7 @@
 """Libraries of the Array API standard, besides the laws: what they keep to, and what is refused."""
 
 import math
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -214,11 +214,46 @@ def test_the_whole_range_of_float64_in_one_group(strict, case, ord):
     assert np.asarray(again).tobytes() == np.asarray(y).tobytes()
 
 
-def test_a_library_without_float64_is_refused():
+def _unsupported(*args, **kwargs):
+    raise ValueError("float64 is not supported on the GPU")
+
+
+@pytest.mark.parametrize(
+    "library",
+    [
+        {
+            "float64": "float32",
+            "astype": lambda x, dtype: SimpleNamespace(dtype=dtype),
+            "asarray": lambda x, dtype: SimpleNamespace(dtype=dtype),
+        },  # as JAX
+        {"float64": "float64", "astype": _unsupported, "asarray": _unsupported},  # as MLX on a GPU
+        {"astype": None},
+    ],
+    ids=["narrower", "refused", "absent"],
+)
+def test_a_library_without_float64_is_refused(library):
     """Silently narrower sums would break every promise."""
-    narrow = SimpleNamespace(float64=np.float32, astype=lambda x, dtype: x.astype(dtype))
-    with pytest.raises(TypeError, match="arrays of numpy have no float64 now, which sums are kept in; turn it on"):
-        portable.norms(narrow, X, (0,), 2, wide=False)
+
+    class Stranger:
+        ndim, shape, dtype = 2, (2, 2), "float32"
+
+        def __array_namespace__(self, api_version=None):
+            namespace = ModuleType("stranger")
+            vars(namespace).update(library)
+            return namespace
+
+    Stranger.__module__ = "stranger.core"
+    for call in (
+        lambda: normball.norm_constraint(Stranger(), 1.0),
+        lambda: normball.compute_norms(Stranger()),
+        lambda: normball.total_norm_constraint([Stranger()], 1.0),
+    ):
+        with pytest.raises(TypeError) as caught:
+            call()
+        assert str(caught.value) == (
+            "arrays of stranger have no float64 here, which sums are kept in: turn it on, choose a device that has it "
+            "(in MLX the CPU), or pass NumPy's"
+        )
 
 
 def test_powers_are_exact():

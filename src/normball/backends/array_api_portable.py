@@ -50,22 +50,29 @@ def dtype_name(x: Any) -> str:
 
 
 def as_float64(value: Any, x: Any) -> Any:
-    """A bound as a float64 array of x's library, where x is."""
-    xp = namespace(x)
-    if hasattr(value, "__array_namespace__") and not isinstance(value, (np.ndarray, np.generic)):
-        return xp.astype(value, xp.float64)
-    where = {"device": x.device} if hasattr(x, "device") else {}
-    return xp.asarray(value, dtype=xp.float64, **where)
+    """X itself, or a bound, as a float64 array of x's library, where x is."""
+    xp, reason, wide = namespace(x), None, None
+    try:
+        if hasattr(value, "__array_namespace__") and not isinstance(value, (np.ndarray, np.generic)):
+            wide = xp.astype(value, xp.float64)
+        else:
+            where = {"device": x.device} if hasattr(x, "device") else {}
+            wide = xp.asarray(value, dtype=xp.float64, **where)
+    except (AttributeError, TypeError, ValueError) as error:
+        reason = error
+    if wide is None or dtype_name(wide) != "float64":  # some libraries give float32 instead
+        library = type(x).__module__.partition(".")[0]
+        raise TypeError(
+            f"arrays of {library} have no float64 here, which sums are kept in: turn it on, choose a device that has "
+            "it (in MLX the CPU), or pass NumPy's"
+        ) from reason
+    return wide
 
 
 def norms(xp: Any, x: Any, axes: Sequence[int], ord: float, wide: bool) -> Norms:
     """The norm of each group of x along the axes, by a sum in two words or a plain one."""
     kept = tuple(1 if axis in axes else length for axis, length in enumerate(x.shape))
-    entries = xp.astype(x, xp.float64)
-    if dtype_name(entries) != "float64":
-        library = type(x).__module__.partition(".")[0]
-        raise TypeError(f"arrays of {library} have no float64 now, which sums are kept in; turn it on, or pass NumPy's")
-    rows = _rows(xp, entries, axes)
+    rows = _rows(xp, as_float64(x, x), axes)
     length = rows.shape[-1]
     if not length:  # an empty group has the norm of a zero
         rows = xp.reshape(xp.zeros_like(xp.sum(rows, axis=-1)), (*rows.shape[:-1], 1))
