@@ -233,13 +233,13 @@ def _unsupported(*args, **kwargs):
 )
 def test_a_library_without_float64_is_refused(library):
     """Silently narrower sums would break every promise."""
+    namespace = ModuleType("stranger")
+    vars(namespace).update(library)
 
     class Stranger:
         ndim, shape, dtype = 2, (2, 2), "float32"
 
         def __array_namespace__(self, api_version=None):
-            namespace = ModuleType("stranger")
-            vars(namespace).update(library)
             return namespace
 
     Stranger.__module__ = "stranger.core"
