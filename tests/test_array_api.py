@@ -1,13 +1,15 @@
 """Libraries of the Array API standard, besides the laws: what they keep to, and what is refused."""
 
 import math
+from fractions import Fraction
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-from oracle import _finfo, broken_laws, broken_total_laws
+from oracle import _finfo, broken_laws, broken_total_laws, exact_norm, groups_of
 
 import normball
+from normball.backends import array_api
 from normball.backends import array_api_portable as portable
 
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
@@ -254,6 +256,22 @@ def test_a_library_without_float64_is_refused(library):
             "arrays of stranger have no float64 here, which sums are kept in: turn it on, choose a device that has it "
             "(in MLX the CPU), or pass NumPy's"
         )
+
+
+@pytest.mark.parametrize("ord", [1, 2, math.inf])
+@pytest.mark.parametrize("lazy", [False, True], ids=["strict", "dask"])
+def test_parts_of_a_group_merge_to_its_norm(strict, lazy, ord):
+    made = pytest.importorskip("dask.array").asarray if lazy else strict.asarray
+    x = X.astype(float)
+    parts = [x[:4], x[4:5] * 1e200, np.zeros((3, 4)), np.full((1, 4), 2.0**-1074)]
+    for chosen in (parts, parts[:1], parts[::2], parts[2:]):
+        merged = array_api.norm(
+            array_api.merge([array_api.summarise(made(part), (0,), ord) for part in chosen], ord), ord
+        )
+        norms = np.asarray(merged)
+        assert norms.shape == (1, 4)
+        for norm, group in zip(norms[0], groups_of(np.concatenate(chosen), (0,)), strict=True):
+            assert abs(Fraction(float(norm)) - exact_norm(group, ord)) <= 3 * Fraction(float(np.spacing(norm)))
 
 
 def test_powers_are_exact():
