@@ -258,6 +258,50 @@ def test_a_library_without_float64_is_refused(library):
         )
 
 
+def _constrained(x, bound, epsilon, ord):
+    """By the portable file, on NumPy's arrays, which the backend itself leaves to NumPy's."""
+    xp = portable.namespace(x)
+    with portable.quiet():
+        norms = portable.norms(xp, x, (0,), ord, x.dtype == np.float64)
+        return portable.rescaled(xp, x, norms, *(portable.as_float64(value, x) for value in (bound, epsilon)))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_groups_and_bounds_of_any_size(dtype):
+    """Bounds at the norm, within its last bits, and far from it; epsilons of any size."""
+    kind = np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
+    info, rng = _finfo(kind), np.random.default_rng(11)
+    low, high = info.minexp - info.nmant, info.maxexp
+    for _ in range(150):
+        below = rng.integers(0, rng.choice([1, 4, 60, high - low]), (rng.integers(1, 30), 4))
+        entries = rng.choice([rng.uniform(-1, 1, below.shape), rng.choice([0, 1, -0.75], below.shape)])
+        x = np.ldexp(entries, np.maximum(rng.integers(low, high) - below, low)).astype(kind)
+        ord = rng.choice([1, 2, math.inf])
+        with np.errstate(over="ignore"):
+            near = np.minimum(normball.compute_norms(x.astype(float), 0, ord=ord), HUGE)
+            bound = near * rng.choice([1, 1 - 2.0**-52, 1 - 2.0**-50, 1 - 2.0**-40, 0.5, 2.0**-20, 2.0**-1000, 0], 4)
+        bound = np.nextafter(bound, rng.choice([0, np.inf, np.nan])) if rng.random() < 0.3 else bound
+        bound = np.where(np.isnan(bound), math.inf, bound)[None]
+        epsilon = rng.choice([0.0, 1e-7, math.ldexp(1, int(rng.integers(-1074, 1024)))])
+        y = _constrained(x, bound, epsilon, ord)
+        assert broken_laws(x, y, bound, (0,), epsilon, ord, band=4) == set(), (x, bound, epsilon, ord)
+        assert _constrained(y, bound, epsilon, ord).tobytes() == y.tobytes(), (x, bound, epsilon, ord)
+
+
+@pytest.mark.parametrize("ord, small", [(1, 2.0**-54), (2, 2.0**-27)])
+def test_a_library_may_sum_in_any_order(ord, small):
+    """One after the other none of these is seen: the norm is above its bound, and as computed well below."""
+    x = np.array([[1.0]] + [[small]] * 2**15, np.float32)
+    standard = portable.namespace(x)
+    in_order = {name: getattr(standard, name) for name in dir(standard)}
+    in_order["sum"] = lambda terms, axis: np.cumsum(terms, axis=axis)[..., -1]
+    xp, bound = SimpleNamespace(**in_order), np.float64(1 + 2.0**-44)
+    norms = portable.norms(xp, x, (0,), ord, False)
+    assert norms.high < bound < float(exact_norm(groups_of(x, (0,))[0], ord))
+    y = portable.rescaled(xp, x, norms, np.asarray(bound), np.asarray(0.0))
+    assert broken_laws(x, y, bound, (0,), 0.0, ord, band=4) == set()
+
+
 @pytest.mark.parametrize("ord", [1, 2, math.inf])
 @pytest.mark.parametrize("lazy", [False, True], ids=["strict", "dask"])
 def test_parts_of_a_group_merge_to_its_norm(strict, lazy, ord):
