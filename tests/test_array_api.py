@@ -288,6 +288,22 @@ def test_groups_and_bounds_of_any_size(dtype):
         assert _constrained(y, bound, epsilon, ord).tobytes() == y.tobytes(), (x, bound, epsilon, ord)
 
 
+@pytest.mark.parametrize("ord", [1, 2, math.inf])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_what_is_spoilt_spoils_its_group_alone(dtype, ord):
+    """By an entry, a bound or an epsilon; zeros are a group as any other."""
+    values = [1.0, np.nan, np.inf, -np.inf, -0.0]
+    x = np.repeat(np.array([values, [-0.0, 1, np.nan, 1, 0]], dtype), 5, axis=1)
+    bounds = np.tile([0.0, 0.5, math.inf, math.nan, -1.0], 5)[None]
+    wrong = ~(bounds[0] >= 0)
+    for epsilon in (0.0, 1e-7, math.inf):
+        y = _constrained(x, bounds, epsilon, ord)
+        assert np.isnan(y[:, wrong]).all()
+        assert broken_laws(x[:, ~wrong], y[:, ~wrong], bounds[:, ~wrong], (0,), epsilon, ord, band=4) == set()
+    for epsilon in (math.nan, -1.0):
+        assert np.isnan(_constrained(x, bounds, epsilon, ord)).all()
+
+
 # The second bound makes the largest entry of the result gain all that rounding to float32 can.
 @pytest.mark.parametrize("first, bound", [(1.0, 1 + 2.0**-44), (2.0, 1 + 2.0**-23 + 2.0**-46)])
 @pytest.mark.parametrize("ord, small", [(1, 2.0**-54), (2, 2.0**-27)])

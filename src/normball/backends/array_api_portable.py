@@ -122,7 +122,7 @@ def rescaled(xp: Any, x: Any, norms: Norms, max_norm: Any, epsilon: Any) -> Any:
     high, low, exponent, error = norms
     own = _scaled(xp, max_norm, -exponent)  # the bound in the norm's unit, for comparing; 0 or inf decide as well
     free = xp.isinf(max_norm) & (max_norm > 0)
-    complies = ((high - own) + low < -2 * error * high) | (high == 0) | free
+    complies = ((high - own) + low < -2 * error * high) | free
     spoilt = xp.isnan(high) | (xp.isinf(high) & ~free) | ~(max_norm >= 0) | ~(epsilon >= 0)
     complies = complies & ~spoilt
     factor, shift = _factor(xp, norms, max_norm, epsilon)
