@@ -288,6 +288,18 @@ def test_groups_and_bounds_of_any_size(dtype):
         assert _constrained(y, bound, epsilon, ord).tobytes() == y.tobytes(), (x, bound, epsilon, ord)
 
 
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_no_rounding_of_the_factor_is_left_out(length):
+    """So many groups of equal entries that some meet the worst of every rounding at once."""
+    rng = np.random.default_rng(12)
+    x = np.tile(rng.uniform(1, 2, 20000), (length, 1))
+    bound = rng.uniform(0.5, 1, (1, 20000))
+    y = _constrained(x, bound, 0.0, 2)
+    for result, c in zip(y[0].tolist(), bound[0].tolist(), strict=True):
+        assert length * Fraction(result) ** 2 <= Fraction(c) ** 2
+    assert (y[0] >= bound[0] / math.sqrt(length) * (1 - 4 * 2.0**-52)).all()
+
+
 @pytest.mark.parametrize("ord", [1, 2, math.inf])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_what_is_spoilt_spoils_its_group_alone(dtype, ord):
