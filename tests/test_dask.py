@@ -53,6 +53,7 @@ def test_norms_and_total_for_every_chunking(chunks, ord):
     ys, norm = normball.total_norm_constraint([given, other], 2.0, return_norm=True, ord=ord)
     assert broken_total_laws([X, other], [y.compute() for y in ys], 2.0, ord=ord, band=4) == set()
     assert norm.shape == ()
+    assert normball.norm_constraint([given, X], 1.0)[1].tobytes() == normball.norm_constraint(X, 1.0).tobytes()
     whole = float(exact_norm([*X.ravel().tolist(), 3.0, 4.0], ord))
     assert abs(float(norm) - whole) <= np.spacing(whole)
 
@@ -121,6 +122,39 @@ def test_what_is_no_array_of_numbers_is_refused():
         normball.norm_constraint(da.ones((3, 3)), da.ones((), dtype=bool))
     with pytest.raises(ValueError, match=r"max_norm of shape \(3, 1\): must broadcast"):
         normball.norm_constraint(da.ones((3, 3)), da.ones((3, 1)))
+
+
+def test_chunks_without_a_norm_are_refused():
+    """Where dask knows what they are, before anything is computed; else then."""
+    masked = da.ma.masked_greater(da.from_array(X, chunks=3), 1)
+    message = "tensor_var: chunks of masked arrays have no norm; pass dask.array.ma.filled(tensor_var, 0)"
+    unknown = da.from_array(X, chunks=3).map_blocks(np.ma.masked_greater, 1, dtype=float, meta=np.empty((0, 0, 0)))
+    for call in (
+        lambda: normball.norm_constraint(masked, 1.0),
+        lambda: normball.compute_norms(masked),
+        lambda: normball.norm_constraint(unknown, 1.0).compute(),
+    ):
+        with pytest.raises(TypeError) as caught:
+            call()
+        assert str(caught.value) == message
+    with pytest.raises(TypeError, match=r"^tensor_var\[1\]: chunks of masked"):
+        normball.total_norm_constraint([da.ones(3), np.ma.masked_array(X)], 1.0)
+    filled = normball.norm_constraint(da.ma.filled(masked, 0), 1.0).compute()
+    assert broken_laws(np.where(X > 1, 0, X), filled, 1.0, (1, 2), band=4) == set()
+    sparse = type("COO", (), {"__module__": "sparse._coo"})()
+    with pytest.raises(TypeError, match=r"chunks of sparse.COO have no norm; make them dense, with x.map_blocks"):
+        __import__("normball.backends.array_api_dask").backends.array_api_dask.check(sparse, "x")
+
+
+@pytest.mark.parametrize("ord", [1, 2, math.inf])
+def test_chunks_of_length_zero(ord):
+    x = X[..., 0]
+    split = da.from_array(x, chunks=((0, 4, 0, 2), (3, 0, 4)))
+    for axes in ((0,), (1,), (0, 1)):
+        y = normball.norm_constraint(split, 1.5, axes, ord=ord)
+        assert broken_laws(x, y.compute(), 1.5, axes, ord=ord, band=4) == set()
+        wanted = normball.compute_norms(da.from_array(x, chunks=-1), axes, ord=ord)
+        assert (normball.compute_norms(split, axes, ord=ord) == wanted).all().compute()
 
 
 OUT_OF_CORE = """

@@ -1,5 +1,7 @@
 """xarray: names for axes, and everything around the numbers kept."""
 
+import doctest
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ import normball
 
 xarray = pytest.importorskip("xarray")
 
+import normball.xarray as ours  # noqa: E402
 from normball.xarray import compute_norms, norm_constraint, total_norm_constraint  # noqa: E402
 
 X = np.random.default_rng(0).standard_normal((6, 4, 3)).astype(np.float32)
@@ -142,3 +145,24 @@ def test_refusals(call, error, message):
     with pytest.raises(error) as caught:
         call(weights())
     assert str(caught.value) == message
+
+
+def test_coordinates_of_every_kind():
+    """None; and several names for one dimension, which no bound may contradict."""
+    bare = xarray.DataArray(X)
+    np.testing.assert_array_equal(norm_constraint(bare, 1.0, "dim_0"), normball.norm_constraint(X, 1.0, 0))
+    stacked = weights().stack(place=("unit", "head"))
+    y, norms = norm_constraint(stacked, 1.0, "input"), compute_norms(stacked, "input")
+    assert list(y.indexes["place"]) == list(norms.indexes["place"]) == list(stacked.indexes["place"])
+    np.testing.assert_array_equal(y.unstack("place"), norm_constraint(weights(), 1.0, "input"))
+    np.testing.assert_array_equal(norms.unstack("place"), compute_norms(weights(), "input"))
+    bounds = xarray.full_like(norms, 1.0)
+    xarray.testing.assert_identical(norm_constraint(stacked, bounds, "input"), y)
+    with pytest.raises(ValueError, match="place"):
+        norm_constraint(stacked, bounds[::-1], "input")
+
+
+def test_examples_of_docstrings():
+    result = doctest.testmod(ours)
+    assert result.attempted > 0
+    assert result.failed == 0

@@ -75,6 +75,9 @@ def backend_for(*types: type) -> ModuleType:
         pass
     check_type(types[0])
     libraries = [_library(kind) for kind in types]
+    if "array_api" in libraries and not {"array_api", "numpy", None}.issuperset(libraries):
+        names = {_package(kind) if _library(kind) == "array_api" else _library(kind) or "numpy" for kind in types}
+        raise TypeError(f"arrays of {' and '.join(sorted(names - {'numpy'}))} in one call: pass arrays of one library")
     [*_, backend] = [load for library, load in BACKENDS.items() if library in libraries]
     _backends[types] = backend()
     return _backends[types]
@@ -83,7 +86,7 @@ def backend_for(*types: type) -> ModuleType:
 def check_type(array: type, what: str = "tensor_var") -> None:
     """Refuse a type that no backend knows."""
     if _library(array) is None:
-        package = array.__module__.partition(".")[0]
+        package = _package(array)
         if package in REMEDIES:
             raise TypeError(f"{what} of type {package}.{array.__name__}: {REMEDIES[package].format(what)}")
         libraries = " or ".join(name for name in BACKENDS if name != "array_api")
@@ -112,3 +115,7 @@ def _library(kind: type) -> str | None:
         standard = hasattr(kind, "__array_namespace__") or any(module.startswith(WRAPPED) for module in modules)
         _libraries[kind] = known or ("array_api" if standard and REMEDIES.keys().isdisjoint(roots) else None)
     return _libraries[kind]
+
+
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]

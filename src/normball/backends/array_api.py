@@ -57,8 +57,8 @@ def constrain_each(
         x = _as_dask(x, max_norm, epsilon)
         _check(x, place)
         if out is not None:
-            name, library = arguments.entry("out", place), type(x).__module__.partition(".")[0]
-            raise TypeError(f"{name}: arrays of {library} are not written to here; leave it out for a new one")
+            name = arguments.entry("out", place)
+            raise TypeError(f"{name}: arrays of {_library(x)} are not written to here; leave it out for a new one")
         groups = tuple(1 if axis in own_axes else length for axis, length in enumerate(x.shape))
         bounds = (_bound("max_norm", max_norm, x, groups, place), _bound("epsilon", epsilon, x, groups, place))
         jobs.append((x, own_axes, *bounds))
@@ -71,6 +71,7 @@ def constrain_total(xs: Sequence[Any], max_norm: Any, epsilon: Any, ord: float) 
     xs = [_as_dask(x, *lazy) for x in xs]
     for index, x in enumerate(xs):
         _check(x, index)
+        _check_beside(x, xs[0], arguments.entry("tensor_var", index))
     bound, small = _bound("max_norm", max_norm, xs[0], ()), _bound("epsilon", epsilon, xs[0], ())
     if lazy:
         from normball.backends import array_api_dask as chunked
@@ -90,6 +91,10 @@ def _constrained(x: Any, axes: tuple[int, ...], max_norm: Any, epsilon: Any, ord
         from normball.backends import array_api_dask as chunked
 
         return chunked.constrain(x, max_norm, axes, epsilon, ord)
+    if isinstance(x, np.ndarray):  # in a list with others: the same bits as alone
+        from normball.backends import numpy as own
+
+        return own.constrain(x, np.asarray(max_norm), axes, np.asarray(epsilon), ord, None)
     xp = portable.namespace(x)
     with portable.quiet():
         norms = portable.norms(xp, x, axes, ord, portable.dtype_name(x) == "float64")
@@ -101,12 +106,16 @@ def _is_dask(x: Any) -> bool:
 
 
 def _as_dask(x: Any, *others: Any) -> Any:
-    """X as a dask array where it stands beside one."""
-    if _is_dask(x) or not any(map(_is_dask, others)):
+    """X as a dask array where it is NumPy's, or a number, and stands beside one."""
+    if not any(map(_is_dask, others)) or not isinstance(x, (float, np.ndarray, np.generic)):
         return x
     import dask.array
 
     return dask.array.asarray(x)
+
+
+def _library(x: Any) -> str:
+    return "numpy" if isinstance(x, np.ndarray) else type(x).__module__.partition(".")[0]
 
 
 def _check(x: Any, index: int | None = None) -> None:
@@ -116,6 +125,19 @@ def _check(x: Any, index: int | None = None) -> None:
         raise arguments.no_array(x, index)
     if portable.dtype_name(x) not in arguments.REAL_FLOATS:
         raise arguments.wrong_dtype(portable.dtype_name(x), what)
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{what}: a masked array has no norm here; pass x.filled(0), or the entries that count")
+    if _is_dask(x):
+        from normball.backends import array_api_dask as chunked
+
+        chunked.check(x._meta, what)
+
+
+def _check_beside(value: Any, x: Any, what: str) -> None:
+    """Refuse arrays of two libraries in one call."""
+    same = _is_dask(x) if _is_dask(value) else not _is_dask(x) and portable.namespace(x) is portable.namespace(value)
+    if not same:
+        raise TypeError(f"{what} of {_library(value)} beside an array of {_library(x)}: pass arrays of one library")
 
 
 def _bound(name: str, value: Any, x: Any, groups: tuple, index: int | None = None) -> Any:
@@ -128,8 +150,10 @@ def _bound(name: str, value: Any, x: Any, groups: tuple, index: int | None = Non
         value = np.asarray(value, np.float64)
         if not (value >= 0).all():
             raise arguments.negative_bound(name, value[~(value >= 0)].flat[0])
-    elif type(value) is not float and not portable.dtype_name(value).startswith(("float", "bfloat", "int", "uint")):
-        raise arguments.wrong_bound_dtype(name, portable.dtype_name(value))
+    elif type(value) is not float:
+        if not portable.dtype_name(value).startswith(("float", "bfloat", "int", "uint")):
+            raise arguments.wrong_bound_dtype(name, portable.dtype_name(value))
+        _check_beside(value, x, name)
     shape = () if type(value) is float else value.shape
     lengths = zip(reversed(shape), reversed(groups), strict=False)
     # A length that is not known before a graph is run, NaN or None, is left to the library.

@@ -16,6 +16,16 @@ from dask.graph_manipulation import clone
 from normball.backends import array_api_portable as portable
 
 
+def check(chunk: Any, what: str) -> None:
+    """Refuse chunks that have no norm here."""
+    if isinstance(chunk, np.ma.MaskedArray):
+        raise TypeError(f"{what}: chunks of masked arrays have no norm; pass dask.array.ma.filled({what}, 0)")
+    package = type(chunk).__module__.partition(".")[0]
+    if package in ("scipy", "sparse"):
+        kind = f"{package}.{type(chunk).__name__}"
+        raise TypeError(f"{what}: chunks of {kind} have no norm; make them dense, with {what}.map_blocks")
+
+
 def norms(x: da.Array, axes: tuple[int, ...], ord: float, wide: bool) -> da.Array:
     """The words of every group's norm along a new last axis, reduced axes kept as 1."""
     chunks = tuple((1,) * len(own) if axis in axes else own for axis, own in enumerate(x.chunks))
@@ -72,6 +82,7 @@ def _aligned(bound: da.Array, x: da.Array) -> da.Array:
 
 
 def _norms_of_chunk(x: Any, axes: tuple[int, ...], ord: float, wide: bool) -> Any:
+    check(x, "tensor_var")  # dask may not have known
     xp = portable.namespace(x)
     with portable.quiet():
         return xp.stack(portable.norms(xp, x, axes, ord, wide), axis=-1)

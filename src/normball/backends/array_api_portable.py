@@ -50,22 +50,29 @@ def dtype_name(x: Any) -> str:
 
 
 def as_float64(value: Any, x: Any) -> Any:
-    """A bound as a float64 array of x's library, where x is."""
-    xp = namespace(x)
-    if hasattr(value, "__array_namespace__") and not isinstance(value, (np.ndarray, np.generic)):
-        return xp.astype(value, xp.float64)
-    where = {"device": x.device} if hasattr(x, "device") else {}
-    return xp.asarray(value, dtype=xp.float64, **where)
+    """X itself, or a bound, as a float64 array of x's library, where x is."""
+    xp, reason, wide = namespace(x), None, None
+    try:
+        if hasattr(value, "__array_namespace__") and not isinstance(value, (np.ndarray, np.generic)):
+            wide = xp.astype(value, xp.float64)
+        else:
+            where = {"device": x.device} if hasattr(x, "device") else {}
+            wide = xp.asarray(value, dtype=xp.float64, **where)
+    except (AttributeError, TypeError, ValueError) as error:
+        reason = error
+    if wide is None or dtype_name(wide) != "float64":  # some libraries give float32 instead
+        library = type(x).__module__.partition(".")[0]
+        raise TypeError(
+            f"arrays of {library} have no float64 here, which sums are kept in: turn it on, choose a device that has "
+            "it (in MLX the CPU), or pass NumPy's"
+        ) from reason
+    return wide
 
 
 def norms(xp: Any, x: Any, axes: Sequence[int], ord: float, wide: bool) -> Norms:
     """The norm of each group of x along the axes, by a sum in two words or a plain one."""
     kept = tuple(1 if axis in axes else length for axis, length in enumerate(x.shape))
-    entries = xp.astype(x, xp.float64)
-    if dtype_name(entries) != "float64":
-        library = type(x).__module__.partition(".")[0]
-        raise TypeError(f"arrays of {library} have no float64 now, which sums are kept in; turn it on, or pass NumPy's")
-    rows = _rows(xp, entries, axes)
+    rows = _rows(xp, as_float64(x, x), axes)
     length = rows.shape[-1]
     if not length:  # an empty group has the norm of a zero
         rows = xp.reshape(xp.zeros_like(xp.sum(rows, axis=-1)), (*rows.shape[:-1], 1))
@@ -115,31 +122,31 @@ def rescaled(xp: Any, x: Any, norms: Norms, max_norm: Any, epsilon: Any) -> Any:
     high, low, exponent, error = norms
     own = _scaled(xp, max_norm, -exponent)  # the bound in the norm's unit, for comparing; 0 or inf decide as well
     free = xp.isinf(max_norm) & (max_norm > 0)
-    complies = ((high - own) + low < -2 * error * high) | (high == 0) | free
+    complies = ((high - own) + low < -2 * error * high) | free
     spoilt = xp.isnan(high) | (xp.isinf(high) & ~free) | ~(max_norm >= 0) | ~(epsilon >= 0)
     complies = complies & ~spoilt
-    # The factor's error is not seen where its parts are subnormal or overflow.
-    lift = xp.zeros_like(max_norm)
-    lift = xp.where(max_norm < 2.0**-900, lift + 600, xp.where((max_norm > 2.0**900) & ~free, lift - 600, lift))
-    bound, small = _scaled(xp, max_norm, lift), _scaled(xp, epsilon, -exponent)
-    factor = _factor(xp, bound, high, low, small, 4 * error + _MARGIN)
+    factor, shift = _factor(xp, norms, max_norm, epsilon)
     one = xp.ones_like(factor)
-    factor = xp.where(spoilt, one * math.nan, xp.where(complies, one, factor))
+    factor = xp.where(spoilt, one * math.nan, factor)
     if dtype_name(x) == "float64":
-        product = _scaled(xp, x, -exponent) * factor
-        result = _lowered(xp, product, lift)
-    else:
-        # Out of float64's range only where all results vanish in this dtype.
-        result = _narrow_product(xp, x, xp.where(complies, one, _scaled(xp, factor, -exponent - lift)))
+        result = _wide_product(xp, x, factor, shift, xp.where(max_norm < 2.0**-900, one, 0 * one))
+    else:  # a factor below float64's range makes every result vanish in this dtype
+        result = _narrow_product(xp, x, xp.where(complies, one, _scaled(xp, factor, shift)))
     return xp.where(complies | ((x == 0) & ~spoilt), x, result)  # zeros with their signs
 
 
-def _lowered(xp: Any, product: Any, lift: Any) -> Any:
-    """The product times 2**-lift; rounded towards zero where that makes it subnormal."""
-    result = _scaled(xp, product, -lift)
+def _wide_product(xp: Any, x: Any, factor: Any, shift: Any, tiny: Any) -> Any:
+    """X * factor * 2**shift in float64.
+
+    Results that become subnormal are rounded by up to half of the smallest number, whatever their size. Where the bound
+    is `tiny`, 1 rather than 0, no margin covers that; there they are formed larger, and rounded towards zero.
+    """
+    product = _scaled(xp, x, shift + 600 * tiny) * factor
+    lift = 1 + (2.0**600 - 1) * tiny
+    result = product / lift
     size = xp.abs(result)
     less = result * ((size - 2.0**-1074) / size)  # with the sign of zeros
-    return xp.where(xp.abs(_scaled(xp, result, lift)) > xp.abs(product), less, result)
+    return xp.where(size * lift > xp.abs(product), less, result)
 
 
 def _narrow_product(xp: Any, x: Any, factor: Any) -> Any:
@@ -180,15 +187,27 @@ def _wide_norm(xp: Any, rows: Any, ord: float) -> tuple[Any, Any]:
     return _root(xp, *_folded(xp, *_product(rows, rows)))
 
 
-def _factor(xp: Any, bound: Any, high: Any, low: Any, epsilon: Any, margin: Any) -> Any:
-    """bound / (high + low + epsilon) * (1 - margin), rounded once."""
+def _factor(xp: Any, norms: Norms, max_norm: Any, epsilon: Any) -> tuple[Any, Any]:
+    """max_norm / (norm + epsilon), less the margin, as a number from 1 to 2 and the exponent of a power of two.
+
+    Rounded once. In units of their own neither the bound nor the sum, nor an entry times the power, leaves the range.
+    """
+    high, low, exponent, error = norms
+    own, unit = _exponent(xp, max_norm), _exponent(xp, epsilon)
+    unit = xp.where((epsilon > 0) & (unit > exponent), unit, exponent)
+    high, low = _scaled(xp, high, exponent - unit), _scaled(xp, low, exponent - unit)
+    bound, epsilon = _scaled(xp, max_norm, -own), _scaled(xp, epsilon, -unit)
     sum_high, sum_low = _sum(high, epsilon)
     sum_low = sum_low + low
     quotient = bound / sum_high
-    product, error = _product(quotient, sum_high)
-    rest = ((bound - product) - error - quotient * sum_low) / sum_high - margin * quotient
-    # Where the corrections are out of range the quotient is 0, inf or NaN, and right as it is.
-    return xp.where(xp.isfinite(rest), quotient + rest, quotient)
+    product, rounding = _product(quotient, sum_high)
+    margin = 4 * error + _MARGIN
+    rest = ((bound - product) - rounding - quotient * sum_low) / sum_high - margin * quotient
+    # Where epsilon is inf, or the group is zero, the quotient is right as it is.
+    factor = xp.where(xp.isfinite(rest), quotient + rest, quotient)
+    last = _exponent(xp, factor)
+    shift = xp.where(factor > 0, own - unit + last, xp.full_like(last, -2000.0))
+    return _scaled(xp, factor, -last), shift
 
 
 def _exponent(xp: Any, size: Any) -> Any:
@@ -198,7 +217,7 @@ def _exponent(xp: Any, size: Any) -> Any:
 
 
 def _scaled(xp: Any, x: Any, exponent: Any) -> Any:
-    """X * 2**exponent, in two steps, for a power of two may be out of range where the result is not."""
+    """X * 2**exponent, to 2000 either way, in two steps: a power may be out of range where the result is not."""
     far = xp.full_like(exponent, 2000.0)
     exponent = xp.where(exponent > far, far, xp.where(exponent < -far, -far, exponent))
     half = xp.floor(exponent / 2)
@@ -206,13 +225,10 @@ def _scaled(xp: Any, x: Any, exponent: Any) -> Any:
 
 
 def _power(xp: Any, exponent: Any) -> Any:
-    """2.0**exponent for whole numbers from -1022 to 1022: exact, which a library's power need not be."""
-    left, power = xp.abs(exponent), xp.ones_like(exponent)
-    for digit in range(10):
-        half = xp.floor(left / 2)
-        power = xp.where(left > 2 * half, power * 2.0 ** (2**digit), power)
-        left = half
-    return xp.where(exponent < 0, 1 / power, power)
+    """2.0**exponent for whole numbers from -1000 to 1000: exact, where a library's power need not be."""
+    power = xp.pow(xp.full_like(exponent, 2.0), exponent)
+    far = power * 1048577.0  # rounds it to 33 bits
+    return far - (far - power)
 
 
 def _sum(a: Any, b: Any) -> tuple[Any, Any]:
