@@ -376,7 +376,13 @@ def test_incoming_of_flax(layer):
         module, units = made[layer](), [(..., unit) for unit in range(4)]
     params = module.init(jax.random.key(0), x)["params"]
     apply = lambda kernel: module.apply({"params": {**params, "kernel": kernel}}, x)
-    assert_incoming({"query" if layer == "DenseGeneral" else layer: params}, f"{'query' if layer == 'DenseGeneral' else layer}/kernel", apply, params["kernel"], units)
+    assert_incoming(
+        {"query" if layer == "DenseGeneral" else layer: params},
+        f"{'query' if layer == 'DenseGeneral' else layer}/kernel",
+        apply,
+        params["kernel"],
+        units,
+    )
 
 
 @pytest.mark.parametrize("layer", ["Linear", "Conv2d", "ConvTranspose2d", "GRUCell"])
@@ -386,7 +392,10 @@ def test_incoming_of_equinox(layer):
     if layer == "GRUCell":
         module, x = eqx.nn.GRUCell(3, 2, key=key), jax.random.normal(key, (3,))
         row = max_norm(1.0).describe(module).rows
-        assert [(r.name, r.shape, r.layout.axes) for r in row] == [("weight_ih", (6, 3), (1,)), ("weight_hh", (6, 2), (1,))]
+        assert [(r.name, r.shape, r.layout.axes) for r in row] == [
+            ("weight_ih", (6, 3), (1,)),
+            ("weight_hh", (6, 2), (1,)),
+        ]
         return
     x = jax.random.normal(key, (3,) if layer == "Linear" else (3, 5, 5))
     module = getattr(eqx.nn, layer)(3, 4, *([] if layer == "Linear" else [2]), key=key)
@@ -419,7 +428,12 @@ def test_incoming_of_other_names():
         ("net/~/linear/w", "(in, out)", (0,)),
     ]
     assert table.left_out == {
-        "a bias or scale": ["attention/query/bias", "net/~/layer_norm/offset", "net/~/layer_norm/scale", "net/~/linear/b"],
+        "a bias or scale": [
+            "attention/query/bias",
+            "net/~/layer_norm/offset",
+            "net/~/layer_norm/scale",
+            "net/~/linear/b",
+        ],
         "a name that is not known here: name its axes": ["lora/lora_a"],
         "of a normalisation layer, by its name": ["norm/weight"],
         "of dtype int32, which has no norm ball": ["steps"],
@@ -454,7 +468,7 @@ REFUSALS = [
     (lambda: max_norm(None), TypeError, "max_norm=None: must be a number, an array or a symbolic value >= 0; for no constraint pass max_norm=math.inf"),
     (lambda: clip_by_norm(math.nan), ValueError, "max_norm=nan: must be >= 0 and not NaN; a norm is never negative"),
     (lambda: adaptive_grad_clip(True), TypeError, "clipping=True: must be a number, an array or a symbolic value >= 0; for none pass epsilon=0"),
-    (lambda: clip_by_global_norm(lambda count: 1.0), TypeError, "max_norm of type function: must be a number; a schedule needs optax.inject_hyperparams around this"),
+    (lambda: clip_by_global_norm(lambda count: 1.0), TypeError, "max_norm of type function: must be a number; a schedule goes in by optax.inject_hyperparams(...)(max_norm=schedule)"),
     (lambda: max_norm(1.0, axes=None), TypeError, "axes=None: must be 'incoming', 'all', axes or a function; for example axes=0"),
     (lambda: max_norm(1.0, axes="outgoing"), ValueError, "axes='outgoing': must be 'incoming', 'all', axes or a function; for example axes=0"),
     (lambda: optax.inject_hyperparams(max_norm)(1.0, axes=0).init(PARAMS), TypeError, "axes of type ArrayImpl: must be known before tracing; with optax.inject_hyperparams pass static_args=('axes',)"),
@@ -502,7 +516,9 @@ def test_every_public_name_is_documented():
     for name in normball.optax.__all__:
         doc = getattr(normball.optax, name).__doc__
         if name != "MaxNorm":
-            assert all(f"{part}\n" in doc for part in ("Parameters", "Returns", "Raises", "Notes", "References", "Examples"))
+            assert all(
+                f"{part}\n" in doc for part in ("Parameters", "Returns", "Raises", "Notes", "References", "Examples")
+            )
 
 
 def test_guide(capsys):

@@ -151,7 +151,7 @@ def clip_by_norm(max_norm: Any, axes: Any = "incoming") -> PerUnit:
 
         return choice.map(clip, updates), state
 
-    return PerUnit(choice, update)
+    return PerUnit._of(choice, update)
 
 
 def adaptive_grad_clip(clipping: Any, eps: Any = 1e-3, axes: Any = "incoming") -> PerUnit:
@@ -222,7 +222,7 @@ def adaptive_grad_clip(clipping: Any, eps: Any = 1e-3, axes: Any = "incoming") -
 
         return choice.map(clip, params, updates), state
 
-    return PerUnit(choice, update)
+    return PerUnit._of(choice, update)
 
 
 def _constrained(update: Any, bound: Any, axes: tuple[int, ...]) -> jax.Array:

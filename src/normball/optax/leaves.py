@@ -8,7 +8,7 @@ import jax
 from jax.tree_util import GetAttrKey, keystr, tree_flatten_with_path, tree_map_with_path
 
 from normball import arguments
-from normball.optax.layouts import Layout, incoming
+from normball.optax.layouts import UNKNOWN, Layout, incoming
 from normball.table import as_text
 
 _WORDS = ("incoming", "all")
@@ -98,7 +98,11 @@ class Choice:
             return leaf._replace(reason="less than 2-D (biases, scales): name its axes by a function")
         if isinstance(axes, str) and axes == "incoming":
             known = incoming(parts, ndim)
-            return leaf._replace(reason=known) if isinstance(known, str) else leaf._replace(layout=known)
+            if isinstance(known, Layout):
+                return leaf._replace(layout=known)
+            if not self._vectors or known == UNKNOWN:
+                return leaf._replace(reason=known)
+            axes = "all"  # biases of several dimensions: equinox's convolutions, flax's attention
         if isinstance(axes, str) and axes == "all":
             return leaf._replace(layout=Layout("one group", tuple(range(ndim))))
         try:

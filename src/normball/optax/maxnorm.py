@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import register_static
 
 from normball.backends import jax as backend
 from normball.optax.leaves import Choice
@@ -11,6 +12,7 @@ from normball.optax.modes import constrain, read_bounds, read_mode
 from normball.optax.units import PerUnit, no_params
 
 
+@register_static
 class MaxNorm(PerUnit):
     """What `max_norm` returns: a transformation for the end of a chain, and what `apply_updates` takes."""
 
@@ -106,9 +108,9 @@ def max_norm(max_norm: Any, axes: Any = "incoming", mode: str = "max") -> MaxNor
     By ``apply``, and so in `apply_updates`, the guarantees of `normball.norm_constraint` hold, with epsilon 0: norms at
     most c in exact arithmetic, compliant units keep their bits, a second call changes nothing.
 
-    A chain ends in updates, so there this one hands on ``constrained - params``, and what `optax.apply_updates` makes of
-    that, ``params + (constrained - params)``, is rounded twice: it is not what a projection gives. These updates are
-    rounded inwards, so that norms still end at most at c, provided that updates are of a dtype that holds the
+    A chain ends in updates, so there this one hands on ``constrained - params``, and what `optax.apply_updates` makes
+    of that, ``params + (constrained - params)``, is rounded twice: it is not what a projection gives. These updates
+    are rounded inwards, so that norms still end at most at c, provided that updates are of a dtype that holds the
     parameters' and nothing comes between; but entries are as far off as parameters are rounded, and the next step
     may change them again. Updates of compliant units keep their bits. Where the constraint is to hold as above, and
     whatever the optimizer, use `apply_updates`.
@@ -167,7 +169,7 @@ def max_norm(max_norm: Any, axes: Any = "incoming", mode: str = "max") -> MaxNor
 
         return choice.map(keep_inside, params, updates), state
 
-    made = MaxNorm(choice, update)
+    made = MaxNorm._of(choice, update)
     made._bounds, made._mode = bounds, mode
     return made
 
