@@ -49,7 +49,7 @@ def main() -> None:
         optimizer = nnx.Optimizer(model, clipped, wrt=nnx.Param)
         for epoch in range(epochs):
             order = jax.random.permutation(jax.random.fold_in(key, epoch), half)
-            for chosen in jnp.split(order, range(BATCH, half, BATCH)):
+            for chosen in jnp.split(order, [*range(BATCH, half, BATCH)]):
                 step(model, optimizer, images[chosen], digits[chosen], bound)
         right = nnx.view(model, deterministic=True)(images[half:]).argmax(1) == digits[half:]
         norms = [layer.max() for layer in max_norm(BOUND).norms(nnx.state(model, nnx.Param)).values()]
