@@ -154,7 +154,7 @@ def max_norm(max_norm: Any, axes: Any = "incoming", mode: str = "max") -> MaxNor
      [0.8 0.4]]
     >>> optimizer = optax.chain(optax.adam(1e-3), constraint)
     """
-    bounds, choice = read_bounds(max_norm, read_mode(mode)), Choice(axes, vectors=False)
+    bounds, choice = read_bounds(max_norm, read_mode(mode)), Choice(axes, clips=False)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
