@@ -172,6 +172,31 @@ def test_a_chain_holds_the_bound_though_it_rounds_twice(dtype, widened):
         assert differ > 0
 
 
+def test_what_xla_keeps_in_more_bits():
+    """Under jit a sum of bfloat16 may go on unrounded, and its norm lie on the other side of the bound."""
+    rng = np.random.default_rng(0)
+    params, updates = ((rng.normal(size=(6, 4000)) * size).astype(jnp.bfloat16) for size in (0.4, 0.1))
+
+    @jax.jit
+    def run(params, updates):
+        chained = max_norm(1.0, 0).update(updates, optax.EmptyState(), params)[0]
+        return {
+            "apply": apply_updates(params, updates, max_norm(1.0, 0)),
+            "chain": optax.apply_updates(params, chained),
+            "clip": clip_by_norm(1.0, 0).update(params + updates, optax.EmptyState())[0],
+            "naive": jnp.where(
+                jnp.linalg.norm((params + updates).astype(np.float32), axis=0) <= 1, params + updates, 0
+            ),
+        }
+
+    above = {name: over(array, (0,), 1) for name, array in run(params, updates).items()}
+    assert above.pop("naive") > 0, "XLA rounds now: then this test shows nothing"
+    assert set(above.values()) == {0}
+    new, handed = run(params, updates)["chain"], params + updates
+    same = [a == b for a, b in zip(groups_of(np.asarray(new), (0,)), groups_of(handed, (0,)), strict=True)]
+    assert all(kept or exact_norm(group) > 0.98 for kept, group in zip(same, groups_of(handed, (0,)), strict=True))
+
+
 def test_a_chain_hands_on_the_updates_of_compliant_units():
     params, updates = np.full((4, 2), [0.1, 3.0], np.float32), draw(0, "float32", (4, 2), 0) / 100
     new = np.asarray(updated(max_norm(1.0, axes=0), updates, params))

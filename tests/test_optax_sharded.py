@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +22,6 @@ from oracle import exact_norm, groups_of  # noqa: E402
 
 from normball.optax import apply_updates, clip_by_global_norm, max_norm  # noqa: E402
 
-HERE = Path(__file__).parent
 BOUND = 1.0
 # Column parallel, then row parallel: the norms of the first are each device's own, those of the second are split.
 SPECS = {"up": {"kernel": P(None, "model"), "bias": P("model")}, "down": {"kernel": P("model", None), "bias": P()}}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.tree_util import register_static
 
 from normball.backends import jax as backend
+from normball.backends.jax_narrow import as_stored
 from normball.optax.leaves import Choice
 from normball.optax.modes import constrain, read_bounds, read_mode
 from normball.optax.units import PerUnit, no_params
@@ -165,7 +166,8 @@ def max_norm(max_norm: Any, axes: Any = "incoming", mode: str = "max") -> MaxNor
                 return update
             moved = _moved(param, update)
             inside = constrain(moved, bounds, leaf.layout.axes, mode)
-            return jnp.where(inside == moved, update, _towards(inside, param, update.dtype))
+            kept = as_stored(inside) == as_stored(moved)
+            return jnp.where(kept, update, _towards(inside, param, update.dtype))
 
         return choice.map(keep_inside, params, updates), state
 
@@ -200,8 +202,10 @@ def apply_updates(params: Any, updates: Any, constraint: Any) -> Any:
 
     Notes
     -----
-    In the place of `optax.apply_updates`, with the same sum, in the dtype of the parameters. The optimizer's memory
-    (momentum) is not changed, and parameters are constrained whether they were updated or not.
+    In the place of `optax.apply_updates`, with the same sum, in the dtype of the parameters, and the projection after
+    it: the bound holds exactly. A chain that ends in `max_norm` has to write that as p + (projection(p + u) - p), which
+    rounds again. The optimizer's memory (momentum) is not changed, and parameters are constrained whether they were
+    updated or not.
 
     References
     ----------
@@ -236,10 +240,13 @@ def _towards(inside: jax.Array, param: jax.Array, dtype: Any) -> jax.Array:
     was above -param, and a step down it is not below, -param being a number of the dtype itself. For t < 0 likewise.
     """
     wide = jnp.promote_types(param.dtype, dtype)
+    inside, param = as_stored(inside), jnp.asarray(param)
     nearest = (inside.astype(wide) - param.astype(wide)).astype(dtype)
     inwards = jnp.nextafter(nearest, jnp.where(inside > 0, -jnp.inf, jnp.inf).astype(dtype))
-    return jnp.where(abs(_moved(param, nearest)) > abs(inside), inwards, nearest)
+    return jnp.where(abs(as_stored(_moved(param, nearest))) > abs(inside), inwards, nearest)
 
 
 def _moved(param: Any, update: Any) -> jax.Array:
-    return jnp.asarray(param + update).astype(jnp.asarray(param).dtype)
+    """The sum as `optax.apply_updates` has it, of parameters and updates as they are stored."""
+    param = jnp.asarray(param)
+    return (as_stored(param) + as_stored(jnp.asarray(update))).astype(param.dtype)
