@@ -189,6 +189,10 @@ def test_what_xla_keeps_in_more_bits():
             ),
         }
 
+    with mode(True):  # beside an array of float64
+        total = lambda x: updated(clip_by_global_norm(1.0), [x, np.zeros(1)])[0]
+        mixed = np.asarray(jax.jit(jax.vmap(lambda p, u: total(p + u), 1, 1))(params, updates))
+    assert over(mixed, (0,), 1) == 0
     above = {name: over(array, (0,), 1) for name, array in run(params, updates).items()}
     assert above.pop("naive") > 0, "XLA rounds now: then this test shows nothing"
     assert set(above.values()) == {0}
