@@ -185,7 +185,8 @@ def adaptive_grad_clip(clipping: Any, eps: Any = 1e-3, axes: Any = "incoming") -
     Notes
     -----
     The guarantees of `normball.norm_constraint` hold for the c that is computed, which is within 2 ulp of the exact
-    one in float32 (float64 in 64-bit mode). Nothing overflows, and zeros have derivatives.
+    one in float32 (float64 in 64-bit mode), as long as w and c are numbers of that dtype. Updates of any size are
+    clipped, and zeros have derivatives.
 
     By default the axes are those of each layer; `optax.adaptive_grad_clip` knows the number of dimensions alone, and
     takes those of flax's layers for equinox's, too.
