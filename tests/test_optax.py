@@ -201,6 +201,13 @@ def test_what_xla_keeps_in_more_bits():
     assert all(kept or exact_norm(group) > 0.98 for kept, group in zip(same, groups_of(handed, (0,)), strict=True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_chain_rounds_inwards_only_where_it_has_to(dtype):
+    params, updates = jnp.zeros((6, 20), dtype), draw(0, dtype, (6, 20), 2)
+    new = optax.apply_updates(params, updated(max_norm(1.0, axes=0), updates, params))
+    assert same_bits(np.asarray(new), np.asarray(max_norm(1.0, axes=0).apply(updates)))
+
+
 def test_a_chain_hands_on_the_updates_of_compliant_units():
     params, updates = np.full((4, 2), [0.1, 3.0], np.float32), draw(0, "float32", (4, 2), 0) / 100
     new = np.asarray(updated(max_norm(1.0, axes=0), updates, params))

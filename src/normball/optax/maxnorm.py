@@ -184,7 +184,7 @@ def apply_updates(params: Any, updates: Any, constraint: Any) -> Any:
     params : tree
         Parameters: of arrays, or an equinox model as it is.
     updates : tree
-        Updates, as of ``optimizer.update``. Where they are None, parameters stay as they are.
+        Updates, as of ``optimizer.update``. Where they are None, nothing is added.
     constraint : MaxNorm
         What `max_norm` returns. For a schedule make it in the step: ``max_norm(schedule(count))``.
 
