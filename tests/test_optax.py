@@ -538,6 +538,14 @@ def test_modes(dtype, kind, bound):
     assert same_bits(np.asarray(constraint.apply(y)), y)
 
 
+def test_units_that_are_too_short_to_lift_stay():
+    """Below 1e-31, as documented: entries among them that XLA reads as zeros would be missed in the norm."""
+    x = np.float32([[1e-30, 1e-33, 1e-40, 0], [1e-44, 1e-40, 1e-44, 0]])
+    y = np.asarray(max_norm(1.0, axes=0, mode="min").apply(x))
+    assert same_bits(y[:, 1:], x[:, 1:])
+    assert exact_norm(y[:, 0]) >= 1
+
+
 # --- which axes
 
 
