@@ -543,7 +543,7 @@ def test_units_that_are_too_short_to_lift_stay():
     x = np.float32([[1e-30, 1e-33, 1e-40, 0], [1e-44, 1e-40, 1e-44, 0]])
     y = np.asarray(max_norm(1.0, axes=0, mode="min").apply(x))
     assert same_bits(y[:, 1:], x[:, 1:])
-    assert exact_norm(y[:, 0]) >= 1
+    assert exact_norm(y[:, 0].tolist()) >= 1
 
 
 # --- which axes
@@ -664,6 +664,17 @@ def test_axes_by_a_function():
     new = constraint.apply(stacked)
     assert over(new["layers"]["kernel"], (1,), 1) == 0
     assert (new["layers"]["bias"] == 2).all()
+
+
+@pytest.mark.parametrize("axes", [0, -2, (0,), iter((0,))], ids=range(4))
+def test_axes_for_all_are_not_meant_for_biases(axes):
+    constraint = max_norm(1.0, axes)
+    for _ in range(2):  # an iterator, too, is read once
+        table = constraint.describe(PARAMS)
+        assert [(row.name, row.layout.axes) for row in table.rows] == [("Dense_0/kernel", (0,))]
+        assert table.left_out == {"less than 2-D (biases, scales): name its axes by a function": ["Dense_0/bias"]}
+    assert [row.name for row in clip_by_norm(1.0, 0).describe(PARAMS).rows] == ["Dense_0/bias", "Dense_0/kernel"]
+    assert [row.layout.axes for row in max_norm(1.0, "all").describe(PARAMS).rows] == [(0,), (0, 1)]
 
 
 REFUSALS = [
