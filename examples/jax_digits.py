@@ -20,11 +20,11 @@ class Network(nnx.Module):
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.convolution = nnx.Conv(1, 32, (4, 4), strides=2, padding="VALID", rngs=rngs)
         self.hidden, self.output = nnx.Linear(32 * 9, 64, rngs=rngs), nnx.Linear(64, 10, rngs=rngs)
-        self.thin, self.thinner = nnx.Dropout(0.2, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         features = nnx.relu(self.convolution(images)).reshape(len(images), -1)
-        return self.output(self.thinner(nnx.relu(self.hidden(self.thin(features)))))
+        return self.output(self.dropout(nnx.relu(self.hidden(features))))
 
 
 @nnx.jit
@@ -33,11 +33,11 @@ def step(model: Network, optimizer: nnx.Optimizer, images: jax.Array, digits: ja
         return optax.softmax_cross_entropy_with_integer_labels(model(images), digits).mean()
 
     optimizer.update(model, nnx.grad(loss)(model))
-    nnx.update(model, max_norm(bound).apply(nnx.state(model, nnx.Param)))  # each unit's incoming weights inside the ball
+    nnx.update(model, max_norm(bound).apply(nnx.state(model, nnx.Param)))  # no unit's incoming weights are longer now
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=20)
     epochs = parser.parse_args().epochs
     images, digits = map(jnp.asarray, load_digits(return_X_y=True))
@@ -49,12 +49,11 @@ def main() -> None:
         optimizer = nnx.Optimizer(model, clipped, wrt=nnx.Param)
         for epoch in range(epochs):
             order = jax.random.permutation(jax.random.fold_in(key, epoch), half)
-            for start in range(0, half, BATCH):
-                chosen = order[start : start + BATCH]
+            for chosen in jnp.split(order, [*range(BATCH, half, BATCH)]):
                 step(model, optimizer, images[chosen], digits[chosen], bound)
         right = nnx.view(model, deterministic=True)(images[half:]).argmax(1) == digits[half:]
-        norms = max_norm(BOUND).norms(nnx.state(model, nnx.Param))
-        print(f"at most {bound:g}: accuracy {100 * right.mean():.1f} %, largest norms", *(n.max() for n in norms.values()))
+        norms = [layer.max() for layer in max_norm(BOUND).norms(nnx.state(model, nnx.Param)).values()]
+        print(f"at most {bound:g}: accuracy {100 * right.mean():.1f} %, largest norms", *norms)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ CONTRACT = {
 # A backend's other files have its name and an underscore before their own.
 BACKENDS = sorted(p for p in (PACKAGE / "backends").glob("*.py") if "_" not in p.stem.replace("array_api", "standard"))
 TORCH = ("", "_checks", "_gradients", "_groups", "_mesh", "_operators", "_portable", "_sharded")
-OPTAX = ("clip", "leaves", "maxnorm", "modes")  # which work on trees of JAX arrays
+OPTAX = ("clip", "leaves", "maxnorm", "modes", "units")  # which work on trees of JAX arrays
 # Every file that may name a library, besides NumPy, the one dependency.
 KNOWS = {
     "pytensor": {f"backends/pytensor{part}.py" for part in ("", "_c", "_fusion", "_links", "_numba")},

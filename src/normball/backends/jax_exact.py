@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from normball.backends.jax_narrow import in_float64, united
+from normball.backends.jax_narrow import as_stored, in_float64, united
 
 # Up to this many entries a group is summed in one go; longer ones in blocks, whose sums are whole numbers and carry.
 LONGEST = 4096
@@ -517,7 +517,7 @@ def _logarithmic(x: jax.Array) -> tuple[jax.Array, jax.Array, _Format, np.dtype]
     """
     base = np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
     layout = _FORMATS[base.name]
-    magnitude = _bits(x.astype(base)) & layout.integer(layout.sign ^ -1)
+    magnitude = _bits(as_stored(x).astype(base)) & layout.integer(layout.sign ^ -1)
     # A subnormal number is its digits times 2**(1 - bias - fraction).
     one = layout.integer((layout.bias + layout.fraction) << layout.fraction)
     digits = lax.bitcast_convert_type(magnitude | one, base) - 2.0**layout.fraction

@@ -45,6 +45,18 @@ def in_float64(function: Callable) -> Callable:
     return traced
 
 
+def as_stored(x: jax.Array) -> jax.Array:
+    """Entries of bfloat16 in float32, read by their bits; others as they are.
+
+    XLA computes in float32 what has the dtype bfloat16, and does not always round in between: an x converted could have
+    bits that are not there any more when it is stored, and a norm under the bound when what is stored has one above it.
+    """
+    if x.dtype != jnp.bfloat16:
+        return x
+    bits = lax.bitcast_convert_type(x, np.uint16).astype(np.uint32) << np.uint32(16)
+    return lax.bitcast_convert_type(bits, np.float32)
+
+
 def is_small(bound: np.ndarray) -> bool:
     """Whether subnormal entries may matter to the comparison with it."""
     return bool((bound < _SMALL).any())
@@ -174,7 +186,7 @@ def _total(x: jax.Array, bound: jax.Array, axes: tuple[int, ...], ord: float, sm
         return rows.summed(lambda x: power(_size(x)), x, axes)
 
     def plain(x: jax.Array) -> jax.Array:
-        return rows.summed(lambda x: power(x.astype(_F64)), x, axes)
+        return rows.summed(lambda x: power(as_stored(x).astype(_F64)), x, axes)
 
     if x.dtype == np.float16:
         return plain(x)
@@ -190,7 +202,7 @@ def _size(x: jax.Array) -> jax.Array:
 
 def _float32_bits(x: jax.Array) -> jax.Array:
     """The bits of |x| as a float32."""
-    return lax.bitcast_convert_type(x.astype(np.float32), np.int32) & 0x7FFFFFFF
+    return lax.bitcast_convert_type(as_stored(x).astype(np.float32), np.int32) & 0x7FFFFFFF
 
 
 def _size_of_bits(bits: jax.Array) -> jax.Array:

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from normball import arguments
 from normball.backends import jax as backend
-from normball.optax.leaves import Choice, name_of
+from normball.optax.leaves import FLOATS, Choice, name_of
 from normball.optax.units import PerUnit, no_params, read_bound
 
 POLICIES = ("propagate", "zero")
@@ -42,7 +41,7 @@ def clip_by_global_norm(max_norm: Any, *, nonfinite: str = "propagate") -> Any:
     Returns
     -------
     optax.GradientTransformation
-        Without state. Updates may be any tree of float64, float32, float16 and bfloat16 arrays, mixed too.
+        Without state. Updates may be any tree of float64, float32, float16, bfloat16 and complex arrays, mixed too.
 
     Raises
     ------
@@ -84,11 +83,11 @@ def clip_by_global_norm(max_norm: Any, *, nonfinite: str = "propagate") -> Any:
         leaves, tree = jax.tree.flatten(updates)
         for path, leaf in jax.tree_util.tree_flatten_with_path(updates)[0]:
             dtype = str(getattr(leaf, "dtype", type(leaf).__name__))
-            if dtype not in arguments.REAL_FLOATS:
+            if dtype not in FLOATS:
                 remedy = "cast it, or leave it out by optax.masked"
                 raise TypeError(f"updates: {name_of(path)} of dtype {dtype} has no norm ball; {remedy}")
         clip = _zeroed if nonfinite == "zero" else _clipped
-        return jax.tree.unflatten(tree, clip(leaves, bound) if leaves else leaves), state
+        return jax.tree.unflatten(tree, clip(leaves, bound)), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
@@ -107,8 +106,8 @@ def clip_by_norm(max_norm: Any, axes: Any = "incoming") -> PerUnit:
         The largest norm allowed; a number, or an array that broadcasts against the norms of every leaf with the
         reduced axes kept as 1. It may be traced: `optax.inject_hyperparams` takes a schedule.
     axes : "incoming", "all", int, sequence of int or callable, optional
-        The axes to take the norm over: as in `max_norm`, and leaves of less than two dimensions, biases say, are one
-        group each. "all" makes every leaf one group.
+        The axes to take the norm over: as in `max_norm`, and biases, scales and all leaves of less than two dimensions
+        are one group each. "all" makes every leaf one group.
 
     Returns
     -------
@@ -143,7 +142,7 @@ def clip_by_norm(max_norm: Any, axes: Any = "incoming") -> PerUnit:
     [[0.6 0.3]
      [0.8 0.4]]
     """
-    bound, choice = read_bound("max_norm", max_norm), Choice(axes, vectors=True)
+    bound, choice = read_bound("max_norm", max_norm), Choice(axes, clips=True)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         def clip(leaf: Any, update: Any) -> Any:
@@ -151,7 +150,7 @@ def clip_by_norm(max_norm: Any, axes: Any = "incoming") -> PerUnit:
 
         return choice.map(clip, updates), state
 
-    return PerUnit(choice, update)
+    return PerUnit._of(choice, update)
 
 
 def adaptive_grad_clip(clipping: Any, eps: Any = 1e-3, axes: Any = "incoming") -> PerUnit:
@@ -186,7 +185,8 @@ def adaptive_grad_clip(clipping: Any, eps: Any = 1e-3, axes: Any = "incoming") -
     Notes
     -----
     The guarantees of `normball.norm_constraint` hold for the c that is computed, which is within 2 ulp of the exact
-    one in float32 (float64 in 64-bit mode). Nothing overflows, and zeros have derivatives.
+    one in float32 (float64 in 64-bit mode), as long as w and c are numbers of that dtype. Updates of any size are
+    clipped, and zeros have derivatives.
 
     By default the axes are those of each layer; `optax.adaptive_grad_clip` knows the number of dimensions alone, and
     takes those of flax's layers for equinox's, too.
@@ -208,7 +208,7 @@ def adaptive_grad_clip(clipping: Any, eps: Any = 1e-3, axes: Any = "incoming") -
     Dense_0/kernel  (2, 1)  (in, out)  0
     """
     ratio, least = read_bound("clipping", clipping), read_bound("eps", eps)
-    choice = Choice(axes, vectors=True)
+    choice = Choice(axes, clips=True)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
@@ -222,7 +222,7 @@ def adaptive_grad_clip(clipping: Any, eps: Any = 1e-3, axes: Any = "incoming") -
 
         return choice.map(clip, params, updates), state
 
-    return PerUnit(choice, update)
+    return PerUnit._of(choice, update)
 
 
 def _constrained(update: Any, bound: Any, axes: tuple[int, ...]) -> jax.Array:

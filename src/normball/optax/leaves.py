@@ -8,9 +8,10 @@ import jax
 from jax.tree_util import GetAttrKey, keystr, tree_flatten_with_path, tree_map_with_path
 
 from normball import arguments
-from normball.optax.layouts import Layout, incoming
+from normball.optax.layouts import UNKNOWN, Layout, incoming
 from normball.table import as_text
 
+FLOATS = (*arguments.REAL_FLOATS, "complex64", "complex128")
 _WORDS = ("incoming", "all")
 _BOXES = ("value", "raw_value")  # what flax's Param and Partitioned call the array inside
 _HEADER = ("name", "shape", "layout", "axes")
@@ -39,16 +40,16 @@ class Table:
 
 
 class Choice:
-    """What a caller's `axes` mean for each leaf. `vectors`: a leaf of less than two dimensions is one group."""
+    """What a caller's `axes` mean for each leaf. For `clips` biases are groups, and complex leaves have one."""
 
-    def __init__(self, axes: Any, vectors: bool) -> None:
+    def __init__(self, axes: Any, clips: bool) -> None:
         if axes is None or (isinstance(axes, str) and axes not in _WORDS):
             kind = TypeError if axes is None else ValueError
             raise kind(f"axes={axes!r}: must be 'incoming', 'all', axes or a function; for example axes=0")
         if isinstance(axes, jax.Array):
             remedy = "with optax.inject_hyperparams pass static_args=('axes',)"
             raise TypeError(f"axes of type {type(axes).__name__}: must be known before tracing; {remedy}")
-        self._axes, self._vectors = tuple(axes) if isinstance(axes, Iterator) else axes, vectors
+        self._axes, self._clips = tuple(axes) if isinstance(axes, Iterator) else axes, clips
 
     def of(self, tree: Any) -> list[Leaf]:
         """Every leaf with its layout, or the reason why it has none."""
@@ -84,21 +85,26 @@ class Choice:
     def _leaf(self, path: tuple, value: Any) -> Leaf:
         parts, dtype = _parts(path), str(getattr(value, "dtype", type(value).__name__))
         leaf = Leaf(name_of(path), tuple(getattr(value, "shape", ())), None)
-        if dtype not in arguments.REAL_FLOATS:
+        if dtype not in (FLOATS if self._clips else arguments.REAL_FLOATS):
             kind = "of dtype" if hasattr(value, "dtype") else "of type"
-            return leaf._replace(reason=f"{kind} {dtype}, which has no norm ball")
+            rule = ": use normball.norm_constraint" if dtype in FLOATS else ", which has no norm ball"
+            return leaf._replace(reason=f"{kind} {dtype}{rule}")
         ndim, axes = len(leaf.shape), self._axes
         if callable(axes):
             axes = axes(leaf.name, value)
             if axes is None:
                 return leaf._replace(reason="axes has none for it")
-        elif ndim < 2 and (self._vectors or axes == "all"):
+        elif ndim < 2 and (self._clips or axes == "all"):
             axes = "all"
         elif ndim < 2 and axes != "incoming":  # axes for all are hardly meant for biases
             return leaf._replace(reason="less than 2-D (biases, scales): name its axes by a function")
         if isinstance(axes, str) and axes == "incoming":
             known = incoming(parts, ndim)
-            return leaf._replace(reason=known) if isinstance(known, str) else leaf._replace(layout=known)
+            if isinstance(known, Layout):
+                return leaf._replace(layout=known)
+            if not self._clips or known == UNKNOWN:
+                return leaf._replace(reason=known)
+            axes = "all"  # biases of several dimensions: equinox's convolutions, flax's attention
         if isinstance(axes, str) and axes == "all":
             return leaf._replace(layout=Layout("one group", tuple(range(ndim))))
         try:

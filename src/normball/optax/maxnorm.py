@@ -4,13 +4,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import register_static
 
 from normball.backends import jax as backend
+from normball.backends.jax_narrow import as_stored
 from normball.optax.leaves import Choice
 from normball.optax.modes import constrain, read_bounds, read_mode
 from normball.optax.units import PerUnit, no_params
 
 
+@register_static
 class MaxNorm(PerUnit):
     """What `max_norm` returns: a transformation for the end of a chain, and what `apply_updates` takes."""
 
@@ -106,9 +109,9 @@ def max_norm(max_norm: Any, axes: Any = "incoming", mode: str = "max") -> MaxNor
     By ``apply``, and so in `apply_updates`, the guarantees of `normball.norm_constraint` hold, with epsilon 0: norms at
     most c in exact arithmetic, compliant units keep their bits, a second call changes nothing.
 
-    A chain ends in updates, so there this one hands on ``constrained - params``, and what `optax.apply_updates` makes of
-    that, ``params + (constrained - params)``, is rounded twice: it is not what a projection gives. These updates are
-    rounded inwards, so that norms still end at most at c, provided that updates are of a dtype that holds the
+    A chain ends in updates, so there this one hands on ``constrained - params``, and what `optax.apply_updates` makes
+    of that, ``params + (constrained - params)``, is rounded twice: it is not what a projection gives. These updates
+    are rounded inwards, so that norms still end at most at c, provided that updates are of a dtype that holds the
     parameters' and nothing comes between; but entries are as far off as parameters are rounded, and the next step
     may change them again. Updates of compliant units keep their bits. Where the constraint is to hold as above, and
     whatever the optimizer, use `apply_updates`.
@@ -152,7 +155,7 @@ def max_norm(max_norm: Any, axes: Any = "incoming", mode: str = "max") -> MaxNor
      [0.8 0.4]]
     >>> optimizer = optax.chain(optax.adam(1e-3), constraint)
     """
-    bounds, choice = read_bounds(max_norm, read_mode(mode)), Choice(axes, vectors=False)
+    bounds, choice = read_bounds(max_norm, read_mode(mode)), Choice(axes, clips=False)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
@@ -163,11 +166,12 @@ def max_norm(max_norm: Any, axes: Any = "incoming", mode: str = "max") -> MaxNor
                 return update
             moved = _moved(param, update)
             inside = constrain(moved, bounds, leaf.layout.axes, mode)
-            return jnp.where(inside == moved, update, _towards(inside, param, update.dtype))
+            kept = as_stored(inside) == as_stored(moved)
+            return jnp.where(kept, update, _towards(inside, param, update.dtype))
 
         return choice.map(keep_inside, params, updates), state
 
-    made = MaxNorm(choice, update)
+    made = MaxNorm._of(choice, update)
     made._bounds, made._mode = bounds, mode
     return made
 
@@ -180,7 +184,7 @@ def apply_updates(params: Any, updates: Any, constraint: Any) -> Any:
     params : tree
         Parameters: of arrays, or an equinox model as it is.
     updates : tree
-        Updates, as of ``optimizer.update``. Where they are None, parameters stay as they are.
+        Updates, as of ``optimizer.update``. Where they are None, nothing is added.
     constraint : MaxNorm
         What `max_norm` returns. For a schedule make it in the step: ``max_norm(schedule(count))``.
 
@@ -198,8 +202,10 @@ def apply_updates(params: Any, updates: Any, constraint: Any) -> Any:
 
     Notes
     -----
-    In the place of `optax.apply_updates`, with the same sum, in the dtype of the parameters. The optimizer's memory
-    (momentum) is not changed, and parameters are constrained whether they were updated or not.
+    In the place of `optax.apply_updates`, with the same sum, in the dtype of the parameters, and the projection after
+    it: the bound holds exactly. A chain that ends in `max_norm` has to write that as p + (projection(p + u) - p), which
+    rounds again. The optimizer's memory (momentum) is not changed, and parameters are constrained whether they were
+    updated or not.
 
     References
     ----------
@@ -234,10 +240,13 @@ def _towards(inside: jax.Array, param: jax.Array, dtype: Any) -> jax.Array:
     was above -param, and a step down it is not below, -param being a number of the dtype itself. For t < 0 likewise.
     """
     wide = jnp.promote_types(param.dtype, dtype)
+    inside, param = as_stored(inside), jnp.asarray(param)
     nearest = (inside.astype(wide) - param.astype(wide)).astype(dtype)
     inwards = jnp.nextafter(nearest, jnp.where(inside > 0, -jnp.inf, jnp.inf).astype(dtype))
-    return jnp.where(abs(_moved(param, nearest)) > abs(inside), inwards, nearest)
+    return jnp.where(abs(as_stored(_moved(param, nearest))) > abs(inside), inwards, nearest)
 
 
 def _moved(param: Any, update: Any) -> jax.Array:
-    return jnp.asarray(param + update).astype(jnp.asarray(param).dtype)
+    """The sum as `optax.apply_updates` has it, of parameters and updates as they are stored."""
+    param = jnp.asarray(param)
+    return (as_stored(param) + as_stored(jnp.asarray(update))).astype(param.dtype)

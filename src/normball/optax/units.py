@@ -4,24 +4,27 @@ from collections.abc import Callable
 from typing import Any
 
 import optax
+from jax.tree_util import register_static
 
 from normball import arguments
 from normball.optax.leaves import Choice, Table
 
 
+@register_static  # as a named tuple it would be taken apart, and put together without what it has to say
 class PerUnit(optax.GradientTransformation):
     """An `optax.GradientTransformation` that works unit by unit, and can say which they are."""
 
     _choice: Choice
 
-    def __new__(cls, choice: Choice, update: Callable) -> Any:
+    @classmethod
+    def _of(cls, choice: Choice, update: Callable) -> Any:
         """Of what the caller's `axes` mean, and the update."""
 
         def init(params: Any) -> optax.EmptyState:
             choice.check(params)
             return optax.EmptyState()
 
-        made = super().__new__(cls, init, update)
+        made = cls(init, update)
         made._choice = choice
         return made
 
@@ -44,9 +47,8 @@ class PerUnit(optax.GradientTransformation):
 def read_bound(name: str, value: Any) -> Any:
     """A checked float, or an array; a schedule is refused."""
     if callable(value):
-        raise TypeError(
-            f"{name} of type {type(value).__name__}: must be a number; wrap this in optax.inject_hyperparams"
-        )
+        remedy = f"a schedule goes in by optax.inject_hyperparams(...)({name}=schedule)"
+        raise TypeError(f"{name} of type {type(value).__name__}: must be a number; {remedy}")
     return arguments.read_bound(name, value)
 
 
