@@ -1,4 +1,4 @@
-"""The figures of README.md and docs/performance.md, tables and picture, from results/*.json: `python benchmarks/report.py`.
+"""The figures of README.md and docs/performance.md, and the picture, from results/*.json: `benchmarks/report.py`.
 
 --check fails where the tables are not those of the results. The first file (in the order of names) has our times and
 the floors; PyMC's and the graphs' come from each, as there is a PyMC for each PyTensor.
