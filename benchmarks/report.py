@@ -1,4 +1,4 @@
-"""The figures of docs/performance.md, its tables and its picture, from results/*.json: `python benchmarks/report.py`.
+"""The figures of README.md and docs/performance.md, and the picture, from results/*.json: `benchmarks/report.py`.
 
 --check fails where the tables are not those of the results. The first file (in the order of names) has our times and
 the floors; PyMC's and the graphs' come from each, as there is a PyMC for each PyTensor.
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
 PAGE = HERE.parent / "docs" / "performance.md"
 PICTURE = HERE.parent / "docs" / "performance.png"
 BEGIN, END = "<!-- figures: make bench -->\n", "<!-- end of figures -->\n"
@@ -103,7 +104,7 @@ def figures(worlds: list[Run]) -> str:
         *graph_tables(worlds),
         *latency_table(worlds[0]),
     ]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join(lines)
 
 
 def about(worlds: list[Run]) -> Iterator[str]:
@@ -202,8 +203,12 @@ def threads_table(run: Run) -> Iterator[str]:
 def graph_tables(worlds: list[Run]) -> Iterator[str]:
     yield "### In a PyTensor graph"
     yield ""
-    yield "PyMC's function against ours in the same graph: times faster, none / all violating."
+    yield "PyMC's function against ours in the same graph: times faster, none / half / all violating."
     yield ""
+    yield from graph_table(worlds, ("y=f(x)", "w=f(w+s)"))
+
+
+def graph_table(worlds: list[Run], kinds: tuple[str, ...]) -> Iterator[str]:
     shapes = list(dict.fromkeys(tuple(row["shape"]) for run in worlds for row in run["graphs"]))
 
     def rows() -> Iterator[list[str]]:
@@ -214,10 +219,10 @@ def graph_tables(worlds: list[Run]) -> Iterator[str]:
                     for r in run["graphs"]
                     if (r["mode"], r["kind"], r["dtype"]) == (mode, kind, dtype)
                 }
-                ratios = [
-                    " / ".join(number(cells.get((shape, state))) for state in ("none", "all")) for shape in shapes
-                ]
-                yield [pymc(run), mode, f"`{kind}`", dtype, *ratios]
+                states = ("none", "half", "all")
+                ratios = [" / ".join(number(cells.get((shape, state))) for state in states) for shape in shapes]
+                if kind in kinds:
+                    yield [pymc(run), mode, f"`{kind}`", dtype, *ratios]
 
     yield from table(["", "mode", "graph", "dtype", *(f"{n} x {m}" for n, m in shapes)], (tidy(r) for r in rows()), 4)
 
@@ -294,26 +299,33 @@ def draw(worlds: list[Run]) -> None:
     figure.savefig(PICTURE, dpi=110)
 
 
-def with_figures(text: str, worlds: list[Run]) -> str:
-    """The page with the figures of the day between its marks."""
+def pages(worlds: list[Run]) -> dict[Path, str]:
+    """Each page that has figures, and what stands between its marks."""
+    return {PAGE: figures(worlds), README: "\n".join(graph_table(worlds, ("w=f(w+s)",)))}
+
+
+def with_figures(text: str, figures: str) -> str:
+    """A page with the figures of the day between its marks."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{figures(worlds)}\n{END}{after}"
+    return f"{before}{BEGIN}\n{figures.rstrip()}\n\n{END}{after}"
 
 
 def write() -> None:
     """Tables and picture anew."""
     worlds = runs()
-    PAGE.write_text(with_figures(PAGE.read_text(), worlds))
+    for path, figures in pages(worlds).items():
+        path.write_text(with_figures(path.read_text(), figures))
     draw(worlds)
 
 
 def main() -> None:
-    text, worlds = PAGE.read_text(), runs()
     if "--check" not in sys.argv:
         write()
-    elif text != with_figures(text, worlds):
-        sys.exit("docs/performance.md: its figures are not those of benchmarks/results; run benchmarks/report.py")
+        return
+    for path, figures in pages(runs()).items():
+        if path.read_text() != with_figures(path.read_text(), figures):
+            sys.exit(f"{path.name}: its figures are not those of benchmarks/results; run benchmarks/report.py")
 
 
 if __name__ == "__main__":

@@ -71,11 +71,15 @@ def test_lists_have_the_tensors_of_the_models(suite):
     assert [sum(int(np.prod(shape)) for shape in shapes) for shapes in lists.values()] == [25_557_032, 124_439_808]
 
 
-def test_the_page_has_the_figures(suite):
+def test_the_pages_have_the_figures(suite):
     report = suite["report"]
-    text = report.PAGE.read_text()
-    assert report.with_figures(text, report.runs()) == text
-    assert report.with_figures(text.replace("float32", "float99"), report.runs()) != text.replace("float32", "float99")
+    pages = report.pages(report.runs())
+    assert pages.keys() == {report.PAGE, report.README}
+    for path, figures in pages.items():
+        text = path.read_text()
+        assert report.with_figures(text, figures) == text
+        wrong = text.replace("float32", "float99")
+        assert report.with_figures(wrong, figures) != wrong
 
 
 def test_figures_do_not_say_whose_machine_it_was():
