@@ -122,8 +122,8 @@ def lists(budget: float) -> None:
         return lambda updates, params: rule.update(updates, rule.init(params), params)[0]
 
     def axes(name: str, leaf: Any) -> Any:
-        """As optax's own, which does not count axes of length 1."""
-        return {2: 0, 3: (0, 1, 2), 4: (0, 1, 2)}.get(sum(length > 1 for length in leaf.shape), "all")
+        """Optax's own."""
+        return {2: 0, 4: (0, 1, 2)}[leaf.ndim] if sum(length > 1 for length in leaf.shape) > 1 else "all"
 
     rules = {
         "normball.optax": normball.optax.adaptive_grad_clip(0.01, axes=axes),
