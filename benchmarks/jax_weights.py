@@ -83,7 +83,7 @@ def compare(title: str, programs: Sequence[Program], budget: float) -> None:
     for program in programs:
         share = "" if program is own else f"{ratio(times[program.name], times[own.name])['ratio']:8.2f} x"
         print(
-            f"{title:34}{program.name:28}{readable(median(times[program.name])):>9}{share:>10}"
+            f"{title:40}{program.name:28}{readable(median(times[program.name])):>9}{share:>10}"
             f"{program.seconds:8.2f} s{program.memory / 2**20:9.1f} MiB",
             flush=True,
         )
