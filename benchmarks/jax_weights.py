@@ -83,7 +83,7 @@ def compare(title: str, programs: Sequence[Program], budget: float) -> None:
     for program in programs:
         share = "" if program is own else f"{ratio(times[program.name], times[own.name])['ratio']:8.2f} x"
         print(
-            f"{title:34}{program.name:28}{readable(median(times[program.name])):>9}{share:>10}"
+            f"{title:40}{program.name:28}{readable(median(times[program.name])):>9}{share:>10}"
             f"{program.seconds:8.2f} s{program.memory / 2**20:9.1f} MiB",
             flush=True,
         )
@@ -122,8 +122,8 @@ def lists(budget: float) -> None:
         return lambda updates, params: rule.update(updates, rule.init(params), params)[0]
 
     def axes(name: str, leaf: Any) -> Any:
-        """As optax's own, which does not count axes of length 1."""
-        return {2: 0, 3: (0, 1, 2), 4: (0, 1, 2)}.get(sum(length > 1 for length in leaf.shape), "all")
+        """Optax's own."""
+        return {2: 0, 4: (0, 1, 2)}[leaf.ndim] if sum(length > 1 for length in leaf.shape) > 1 else "all"
 
     rules = {
         "normball.optax": normball.optax.adaptive_grad_clip(0.01, axes=axes),

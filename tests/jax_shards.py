@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jax_collectives import collectives
+from jax_collectives import collectives, compiled_collectives, largest_sent
 from oracle import broken_laws
 
 import normball
@@ -44,11 +44,26 @@ def check(mesh):
         assert collectives(normball.norm_constraint, x, 5.0) == only_reduces(2 * reduces), spec
 
 
+def check_float64(mesh):
+    """Exact sums: more collectives, which docs/numerics.md counts, and of what is known of each group alone."""
+    w = np.random.default_rng(0).standard_normal((64, 32))
+    for spec, reduces in SPECS.items():
+        x = jax.device_put(w, NamedSharding(mesh, spec))
+        compiled = jax.jit(constrain).lower(x).compile()
+        y = compiled(x)
+        assert broken_laws(w, np.asarray(y), 5.0, (0,), band=4) == set()
+        assert y.sharding.is_equivalent_to(x.sharding, 2)
+        assert compiled_collectives(compiled) == ({"all-reduce": 1, "all-gather": 4} if reduces else {}), spec
+        assert largest_sent(compiled) <= mesh.size * 32 < w.size // 4, spec
+
+
 def check_counter(mesh):
     """The counter sees what it is there to see."""
     x = jax.device_put(np.ones((8, 8), np.float32), NamedSharding(mesh, P("a", None)))
     everywhere = NamedSharding(mesh, P())
-    assert collectives(lambda x: jax.lax.with_sharding_constraint(x, everywhere), x) == {"all-gather": 1}
+    compiled = jax.jit(lambda x: jax.lax.with_sharding_constraint(x, everywhere)).lower(x).compile()
+    assert compiled_collectives(compiled) == {"all-gather": 1}
+    assert largest_sent(compiled) == x.size
 
 
 def check_tree(mesh):
@@ -72,4 +87,6 @@ for kind in (AxisType.Auto, AxisType.Explicit):
         if kind == AxisType.Auto:
             check_counter(mesh)
             check_tree(mesh)
+            with jax.enable_x64(True):
+                check_float64(mesh)
 print("all is well")

@@ -1,6 +1,5 @@
 """JAX: the laws in exact arithmetic, with 64-bit mode on and off; derivatives; and that each check can fail."""
 
-import contextlib
 import math
 from fractions import Fraction
 
@@ -22,20 +21,8 @@ ORDERS = (1, 2, math.inf)
 CASES = [(False, "float16"), (False, "bfloat16"), (False, "float32")]
 CASES += [(True, "float16"), (True, "bfloat16"), (True, "float32"), (True, "float64")]
 ULPS = 4
+mode = jax.enable_x64  # on or off, for this thread and no longer
 GROUPS, LENGTH = 16, 5
-
-
-@contextlib.contextmanager
-def mode(x64):
-    """64-bit mode on or off, for this thread and no longer."""
-    if hasattr(jax, "enable_x64") and not hasattr(jax.experimental, "enable_x64"):
-        with jax.enable_x64(x64):
-            yield
-        return
-    from jax.experimental import disable_x64, enable_x64
-
-    with enable_x64() if x64 else disable_x64():
-        yield
 
 
 def wide(x64):
@@ -426,10 +413,3 @@ def test_in_doubt_epsilon_stays_out(x64):
     if x64:
         tie = np.array([[1.0, 2.0**-26, 0, 0, 0]])
         assert_right(tie[0], constrain(tie, 1 + 2.0**-26, 1e7, 1)[0], 1 + 2.0**-26, 1e7, 1)
-
-
-def test_configuration_is_left_alone():
-    before = jax.config.read("jax_enable_x64")
-    for x64 in (False, True):
-        constrain(np.ones((2, 3), np.float32), 1.0, 0.0, x64=x64)
-    assert jax.config.read("jax_enable_x64") == before

@@ -1,5 +1,6 @@
 """`normball.jax`: groups that go on over a named axis. One device is enough for that: vmap has names, too."""
 
+import doctest
 import functools
 import inspect
 import math
@@ -172,3 +173,15 @@ def test_refused_arrays():
         normball.jax.total_norm_constraint(X, 1.0)
     with pytest.raises(ValueError, match=r"^max_norm=-1.0: must be >= 0"):
         normball.jax.norm_constraint(X, -1.0)
+
+
+@pytest.mark.parametrize("name", ["norm_constraint", "total_norm_constraint", "compute_norms"])
+def test_docstrings_are_whole_and_their_examples_run(name):
+    function = getattr(normball.jax, name)
+    for section in ("Parameters", "Returns", "Raises", "Notes", "References", "Examples"):
+        assert f"{section}\n" in function.__doc__
+    [example] = doctest.DocTestFinder(recurse=False).find(function, name, globs={})
+    runner = doctest.DocTestRunner()
+    assert runner.run(example, out=lambda text: None) == (0, len(example.examples))
+    example.examples[-1].want = "another\n"
+    assert runner.run(example, out=lambda text: None)[0] == 1  # and it can fail

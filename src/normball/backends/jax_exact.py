@@ -33,6 +33,8 @@ BLOCK = 1024
 # Entries this much smaller than their group's largest count as this much smaller: their squares stay in range, and
 # a sum is never less than the exact one, which matters where a norm is compared with its bound.
 SMALLEST = {"float32": -60, "float64": -500}
+_WORK = np.float64
+_ROUNDOFF = 2.0**-53
 
 
 class Wide(NamedTuple):
@@ -68,10 +70,6 @@ class _Format(NamedTuple):
     @property
     def sign(self) -> int:
         return -(1 << (np.iinfo(self.integer).bits - 1))
-
-    @property
-    def roundoff(self) -> float:
-        return 2.0 ** -(self.fraction + 1)
 
 
 _FORMATS = {
@@ -123,10 +121,9 @@ def _constrained_jvp(axes: tuple[int, ...] | None, ord: float, overs: tuple, pri
     steps, bound_step, epsilon_step = tangents
     results = constrained(xs, bound, epsilon, axes, ord, overs)
     _, plan = _plan(lax.stop_gradient(xs), lax.stop_gradient(bound), lax.stop_gradient(epsilon), axes, ord, overs)
-    work = plan.factor.dtype
-    steps = [step.astype(work) for step in steps]
-    bound, bound_step = bound.astype(work), bound_step.astype(work)
-    epsilon, epsilon_step = epsilon.astype(work), epsilon_step.astype(work)
+    steps = [step.astype(_WORK) for step in steps]
+    bound, bound_step = bound.astype(_WORK), bound_step.astype(_WORK)
+    epsilon, epsilon_step = epsilon.astype(_WORK), epsilon_step.astype(_WORK)
     scaled = [jnp.where(plan.finite, _scaled_value(x, plan), 0) for x in xs]
 
     def total(terms: list) -> jax.Array:
@@ -142,13 +139,13 @@ def _constrained_jvp(axes: tuple[int, ...] | None, ord: float, overs: tuple, pri
             top = [lax.stop_gradient(abs(w)) for w in scaled]
             peaks = [jnp.max(t, axis=axes, keepdims=axes is not None, initial=0) for t in top]
             peak = united(peaks, overs, ord)
-            ties = total([jnp.where(t == peak, 1, 0).astype(work) for t in top])
+            ties = total([jnp.where(t == peak, 1, 0).astype(_WORK) for t in top])
             share = 1 / jnp.maximum(ties, 1)
             direction = [jnp.where(t == peak, d * share, 0) for t, d in zip(top, direction, strict=True)]
         length = total([d * w for d, w in zip(direction, scaled, strict=True)])
     norm_step = total([d * step for d, step in zip(direction, steps, strict=True)])
 
-    ratio = _power_of_two(plan.exponent - plan.common, work)
+    ratio = _power_of_two(plan.exponent - plan.common)
     safe_bound = jnp.where(plan.ordinary & (bound < jnp.inf), bound, 0)
     safe_epsilon = jnp.where(plan.ordinary & (epsilon < jnp.inf), epsilon, 0)
     denominator = length * ratio + _times_power(safe_epsilon, -plan.common)
@@ -183,10 +180,8 @@ def _plan(
     if axes is None:
         parts = [Wide(*(part.reshape(()) for part in wide)) for wide in parts]
     summary = _united(parts, overs, ord)
-    work = summary.high.dtype
-    widest = any(x.dtype == work for x in xs)
     bound_size, bound_exponent = _mantissa(bound)
-    bound_size = bound_size.astype(work)
+    bound_size = bound_size.astype(_WORK)
     epsilon_size, epsilon_exponent = _mantissa(epsilon)
     finite = jnp.isfinite(summary.high)
     valid = _is_bound(bound) & _is_bound(epsilon) & ~jnp.isnan(summary.high)
@@ -200,8 +195,8 @@ def _plan(
     first, second, _ = _norm_words(summary, ord)
     none = doubtful | (epsilon_exponent == _zero_exponent(epsilon))
     common = jnp.where(none, summary.exponent, jnp.maximum(summary.exponent, epsilon_exponent))
-    ratio = _power_of_two(summary.exponent - common, work)
-    addend = jnp.where(none, 0, epsilon_size.astype(work) * _power_of_two(epsilon_exponent - common, work))
+    ratio = _power_of_two(summary.exponent - common)
+    addend = jnp.where(none, 0, epsilon_size.astype(_WORK) * _power_of_two(epsilon_exponent - common))
     start, error = _two_sum(first * ratio, addend)
     denominator = start + (error + second * ratio)
     coarse = _cut(start)
@@ -209,16 +204,15 @@ def _plan(
     # One division in two words. A cut quotient times a cut denominator is exact, however the compiler contracts it.
     quotient = _cut(bound_size / denominator)
     remainder = ((bound_size - quotient * coarse) - quotient * fine) / denominator
-    roundoff = _FORMATS[work.name].roundoff
-    # The widest dtype rounds the factor and the product to nearest, the others are cut off: only the arithmetic counts.
+    # Float64 rounds the factor and the product to nearest; what is narrower is cut off, where less would do.
     doubt = summary.error / jnp.where(summary.high > 0, summary.high, 1)
-    margin = (2.02 if widest else 8) * roundoff + (0.51 if ord == 2 else 1.01) * doubt
+    margin = 2.02 * _ROUNDOFF + (0.51 if ord == 2 else 1.01) * doubt
     factor = jnp.maximum(quotient + (remainder - margin * quotient), 0)
     # XLA on a CPU works out anew, for every entry, whatever of a group is cheaper than a division (measured: ten times
     # as long at 1000 x 1000). So what all entries need ends in one.
-    unit = jnp.where(ordinary, 1, 0).astype(work)
+    unit = jnp.where(ordinary, 1, 0).astype(_WORK)
     factor = jnp.where(ordinary, factor, jnp.where(compliant, 1, 0)) / unit
-    shift = (bound_exponent - common - jnp.where((epsilon == jnp.inf) & ~doubtful, 5000, 0)).astype(work) / unit
+    shift = (bound_exponent - common - jnp.where((epsilon == jnp.inf) & ~doubtful, 5000, 0)).astype(_WORK) / unit
     # A zero group has no scale of its own; one that overflows would make its second derivative NaN.
     exponent = jnp.where(summary.high > 0, summary.exponent, 0)
     return summary, _Plan(compliant | doubtful, ordinary & ~doubtful, finite, factor, shift, exponent, common)
@@ -226,9 +220,8 @@ def _plan(
 
 def _excess(summary: Wide, bound: jax.Array, exponent: jax.Array, ord: float) -> tuple[jax.Array, jax.Array]:
     """How far the norms, squared for ord 2, lie above the bounds, and how wrong that may be; exact where close."""
-    work = summary.high.dtype
     power = 2 if ord == 2 else 1
-    unit = _power_of_two(power * jnp.clip(summary.exponent - exponent, -40, 2), work)
+    unit = _power_of_two(power * jnp.clip(summary.exponent - exponent, -40, 2))
     high, low, rest, error = (word * unit for word in summary[:4])
     if power == 2:
         coarse = _cut(bound)
@@ -256,10 +249,10 @@ def _rescale(x: jax.Array, plan: _Plan) -> jax.Array:
 
 def _summarise(x: jax.Array, axes: tuple[int, ...], ord: float) -> Wide:
     """The exact words of a summary."""
-    work, kept = np.dtype(np.float64), _kept_shape(x.shape, axes)
+    kept = _kept_shape(x.shape, axes)
     length = math.prod(x.shape[axis] for axis in axes)
     if x.size == 0:
-        zero = jnp.zeros(kept, work)
+        zero = jnp.zeros(kept, _WORK)
         return Wide(zero, zero, zero, zero, jnp.full(kept, -5000, np.int32))
     long = length > LONGEST and ord != math.inf
     inner, outer = axes, None
@@ -270,7 +263,7 @@ def _summarise(x: jax.Array, axes: tuple[int, ...], ord: float) -> Wide:
     finite = peak < layout.infinity
     exponent = jnp.where(finite, (peak >> layout.fraction) - (layout.bias - 1), 0)
     offset = exponent << layout.fraction
-    largest = lax.bitcast_convert_type(jnp.where(finite, peak - offset, peak), base).astype(work)
+    largest = lax.bitcast_convert_type(jnp.where(finite, peak - offset, peak), base).astype(_WORK)
     largest = jnp.where(peak >> layout.fraction > _zero_exponent_bits(layout), largest, 0)
     zero = jnp.zeros_like(largest)
     if ord == math.inf:
@@ -280,8 +273,8 @@ def _summarise(x: jax.Array, axes: tuple[int, ...], ord: float) -> Wide:
         scaled = lax.bitcast_convert_type(jnp.maximum(logarithmic, offset + tiny) - offset, base)
         scaled = jnp.where((magnitude == 0) | ~finite, 0, scaled)
         # Kept apart, or XLA on a CPU works out the maximum anew for every entry: 2 ms become 12 at 1000 x 1000.
-        scaled = lax.optimization_barrier(scaled).astype(work)
-        narrow = x.dtype != work
+        scaled = lax.optimization_barrier(scaled).astype(_WORK)
+        narrow = x.dtype != _WORK
         parts, error, entries = _fixed_point(_powers(scaled, ord, narrow), scaled > 0, inner, outer, length, narrow)
         if ord == 2:
             # A lone entry has the norm it is: there no sum can be too long for its words.
@@ -337,16 +330,15 @@ def _unpacked(words: jax.Array) -> Wide:
 
 def _merge(summaries: Sequence[Wide], ord: float) -> Wide:
     """The words of a merged summary."""
-    work = jnp.result_type(*(part.high for part in summaries))
     exponent = functools.reduce(jnp.maximum, [part.exponent for part in summaries])
-    spoilt = sum(jnp.where(jnp.isfinite(part.high), 0, part.high).astype(work) for part in summaries)
+    spoilt = sum(jnp.where(jnp.isfinite(part.high), 0, part.high) for part in summaries)
     power = 2 if ord == 2 else 1
     parts, error = [], jnp.zeros_like(spoilt)
     for part in summaries:
-        unit = _power_of_two(power * jnp.maximum(part.exponent - exponent, SMALLEST[work.name]), work)
+        unit = _power_of_two(power * jnp.maximum(part.exponent - exponent, SMALLEST["float64"]))
         finite = jnp.isfinite(part.high)
-        parts.append([jnp.where(finite, word.astype(work) * unit, 0) for word in part[:3]])
-        error = error + jnp.where(finite, part.error.astype(work) * unit, 0)
+        parts.append([jnp.where(finite, word * unit, 0) for word in part[:3]])
+        error = error + jnp.where(finite, part.error * unit, 0)
     if ord == math.inf:
         high = functools.reduce(jnp.maximum, [part[0] for part in parts])
         low = rest = jnp.zeros_like(high)
@@ -376,11 +368,9 @@ def _norm_words(summary: Wide, ord: float) -> tuple[jax.Array, jax.Array, jax.Ar
 def _norm_as_float(summary: Wide, ord: float) -> jax.Array:
     """The norms as one float each; inf beyond the largest."""
     _, _, norms = _norm_words(summary, ord)
-    work = norms.dtype
-    layout = _FORMATS[work.name]
     ordinary = (norms > 0) & jnp.isfinite(norms)
-    bits = _assemble(jnp.where(ordinary, norms, 1), summary.exponent, work)
-    return jnp.where(ordinary, lax.bitcast_convert_type(bits.astype(layout.integer), work), norms)
+    bits = _assemble(jnp.where(ordinary, norms, 1), summary.exponent, np.dtype(_WORK))
+    return jnp.where(ordinary, lax.bitcast_convert_type(bits, _WORK), norms)
 
 
 def _powers(scaled: jax.Array, ord: float, narrow: bool) -> list[jax.Array]:
@@ -401,45 +391,40 @@ def _fixed_point(
 
     Whole multiples of 2**-first and of 2**-second add exactly; what is smaller adds in floating point.
     """
-    work = terms[0].dtype
     count = length if outer is None else BLOCK
-    wide = work == np.float64
     # Whole numbers add up in float64 itself: it converts to integers one at a time on most processors.
-    first = (52 if wide else 30) - count.bit_length()
-    step = 25 if wide else 11
-    integer = np.int64 if wide else np.int32
+    first = 52 - count.bit_length()
 
     def whole_and_rest(term: jax.Array, unit: int) -> tuple[jax.Array, jax.Array]:
         number = term * (2.0**unit)
         whole = jnp.floor(number)
-        return whole if wide else whole.astype(integer), number - whole
+        return whole, number - whole
 
     whole, rest = whole_and_rest(terms[0], first)
     limbs, units = [whole], [first]
-    if not (wide and narrow):
-        whole, rest = whole_and_rest(rest, step)
-        units.append(first + step)
+    if not narrow:
+        whole, rest = whole_and_rest(rest, 25)
+        units.append(first + 25)
         if len(terms) == 3:
             other, other_rest = whole_and_rest(terms[1], units[-1])
             whole, rest = whole + other, (rest + other_rest) + terms[2] * (2.0 ** units[-1])
         limbs.append(whole)
     *limbs, rest, entries = _totals([*limbs, rest, present.astype(np.int32)], inner)
-    roundoff = _FORMATS[work.name].roundoff
-    limbs = [limb.astype(integer) for limb in limbs]
-    slack = 1.01 * (count + 4) * roundoff
+    limbs = [limb.astype(np.int64) for limb in limbs]
+    slack = 1.01 * (count + 4) * _ROUNDOFF
     if outer is None:
         rest = rest * (2.0 ** -units[-1])
-        return [*_as_parts(limbs, units, work), rest], slack * rest, entries
+        return [*_as_parts(limbs, units), rest], slack * rest, entries
     # Blocks: what is left of each becomes a third limb, and what is left of that only counts as an error.
-    last = 30 if wide else 13
+    last = 30
     number = rest * (2.0**last)
     whole = jnp.floor(number)
     uncertain = slack * number + 1.01 * (number - whole)
     units = [0, *units, units[-1] + last]
-    limbs = _add_limbs([jnp.zeros_like(limbs[0]), *limbs, whole.astype(integer)], units, outer, wide)
+    limbs = _add_limbs([jnp.zeros_like(limbs[0]), *limbs, whole.astype(np.int64)], units, outer)
     # A tenth more, as this sum over blocks is rounded itself.
     error = 1.1 * jnp.sum(uncertain, axis=outer, keepdims=True) * (2.0 ** -units[-1])
-    return _as_parts(limbs, units, work), error, jnp.sum(entries, axis=outer, keepdims=True, dtype=np.int32)
+    return _as_parts(limbs, units), error, jnp.sum(entries, axis=outer, keepdims=True, dtype=np.int32)
 
 
 def _totals(terms: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:
@@ -450,7 +435,7 @@ def _totals(terms: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:
     return [total.reshape(kept) for total in totals]
 
 
-def _add_limbs(limbs: list[jax.Array], units: list[int], axis: int, wide: bool) -> list[jax.Array]:
+def _add_limbs(limbs: list[jax.Array], units: list[int], axis: int) -> list[jax.Array]:
     """Sums over an axis of numbers written in limbs, each a whole multiple of 2**-unit, with carries."""
 
     def carry(limbs: list[jax.Array]) -> list[jax.Array]:
@@ -461,7 +446,7 @@ def _add_limbs(limbs: list[jax.Array], units: list[int], axis: int, wide: bool) 
             limbs[index] = limbs[index] & ((1 << digits) - 1)
         return limbs
 
-    chunk = 1 << ((62 if wide else 30) - max(b - a for a, b in itertools.pairwise(units)))
+    chunk = 1 << (62 - max(b - a for a, b in itertools.pairwise(units)))
     limbs = carry(limbs)
     while limbs[0].shape[axis] > 1:
         size = min(chunk, limbs[0].shape[axis])
@@ -469,12 +454,12 @@ def _add_limbs(limbs: list[jax.Array], units: list[int], axis: int, wide: bool) 
     return limbs
 
 
-def _as_parts(limbs: list[jax.Array], units: list[int], work: np.dtype) -> list[jax.Array]:
+def _as_parts(limbs: list[jax.Array], units: list[int]) -> list[jax.Array]:
     """Whole multiples of 2**-unit as floats, two each, exactly."""
     parts = []
     for limb, unit in zip(limbs, units, strict=True):
-        lower = limb & ((1 << (26 if work == np.float64 else 12)) - 1)
-        parts += [(limb - lower).astype(work) * (2.0**-unit), lower.astype(work) * (2.0**-unit)]
+        lower = limb & ((1 << 26) - 1)
+        parts += [(limb - lower).astype(_WORK) * (2.0**-unit), lower.astype(_WORK) * (2.0**-unit)]
     return parts
 
 
@@ -543,8 +528,8 @@ def _zero_exponent(x: jax.Array) -> int:
 
 
 def _assemble(size: jax.Array, exponent: jax.Array, dtype: np.dtype) -> jax.Array:
-    """Bits of size * 2**exponent in dtype, cut off towards zero, inf if too large; size positive and normal."""
-    source, target = _FORMATS[size.dtype.name], _FORMATS[np.dtype(dtype).name]
+    """Bits in dtype of size * 2**exponent, cut off towards zero, inf if too large; size: normal positive float64."""
+    source, target = _FORMATS["float64"], _FORMATS[dtype.name]
     bits = _bits(size) >> (source.fraction - target.fraction)
     bits = bits - source.integer((source.bias - target.bias) << target.fraction)
     if target.integer != np.int64:
@@ -559,25 +544,23 @@ def _assemble(size: jax.Array, exponent: jax.Array, dtype: np.dtype) -> jax.Arra
 
 def _scaled_value(x: jax.Array, plan: _Plan) -> jax.Array:
     """X in units of 2**exponent of its group: subnormal numbers too, with a derivative."""
-    work = plan.factor.dtype
     size, exponent = _mantissa(lax.stop_gradient(x))
-    exact = size.astype(work) * _power_of_two(exponent - plan.exponent, work)
+    exact = size.astype(_WORK) * _power_of_two(exponent - plan.exponent)
     exact = jnp.where(_bits(x) < 0, -exact, exact)
     exact = jnp.where(exponent > _zero_exponent(x), exact, 0)
-    return _with_derivative_of(exact, _times_power(x.astype(work), -plan.exponent))
+    return _with_derivative_of(exact, _times_power(x.astype(_WORK), -plan.exponent))
 
 
-def _power_of_two(exponent: jax.Array, dtype: np.dtype) -> jax.Array:
-    """2**exponent, kept within the normal range."""
-    layout = _FORMATS[np.dtype(dtype).name]
-    field = jnp.clip(exponent, 1 - layout.bias, layout.bias).astype(layout.integer) + layout.bias
-    return lax.bitcast_convert_type(field << layout.fraction, dtype)
+def _power_of_two(exponent: jax.Array) -> jax.Array:
+    """2**exponent in float64, kept within the normal range."""
+    field = jnp.clip(exponent, -1022, 1023).astype(np.int64) + 1023
+    return lax.bitcast_convert_type(field << 52, _WORK)
 
 
 def _times_power(x: jax.Array, exponent: jax.Array) -> jax.Array:
     """X * 2**exponent in two steps, each within range if the result is."""
     half = exponent >> 1
-    return (x * _power_of_two(half, x.dtype)) * _power_of_two(exponent - half, x.dtype)
+    return (x * _power_of_two(half)) * _power_of_two(exponent - half)
 
 
 def _is_bound(value: jax.Array) -> jax.Array:
