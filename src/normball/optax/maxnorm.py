@@ -239,14 +239,13 @@ def _towards(inside: jax.Array, param: jax.Array, dtype: Any) -> jax.Array:
     rounding, and therefore after it, t being a number of the dtype. It stays above zero: if param + u was above t, u
     was above -param, and a step down it is not below, -param being a number of the dtype itself. For t < 0 likewise.
     """
-    wide = jnp.promote_types(param.dtype, dtype)
-    inside, param = as_stored(inside), jnp.asarray(param)
-    nearest = (inside.astype(wide) - param.astype(wide)).astype(dtype)
-    inwards = jnp.nextafter(nearest, jnp.where(inside > 0, -jnp.inf, jnp.inf).astype(dtype))
-    return jnp.where(abs(as_stored(_moved(param, nearest))) > abs(inside), inwards, nearest)
+    wide = jnp.promote_types(inside.dtype, dtype)
+    start, end = as_stored(jnp.asarray(param)), as_stored(inside)
+    nearest = (end.astype(wide) - start.astype(wide)).astype(dtype)
+    inwards = jnp.nextafter(nearest, jnp.where(end > 0, -jnp.inf, jnp.inf).astype(dtype))
+    reached = (start + as_stored(nearest)).astype(inside.dtype)
+    return jnp.where(abs(as_stored(reached)) > abs(end), inwards, nearest)
 
 
 def _moved(param: Any, update: Any) -> jax.Array:
-    """The sum as `optax.apply_updates` has it, of parameters and updates as they are stored."""
-    param = jnp.asarray(param)
-    return (as_stored(param) + as_stored(jnp.asarray(update))).astype(param.dtype)
+    return jnp.asarray(param + update).astype(jnp.asarray(param).dtype)
