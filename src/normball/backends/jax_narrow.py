@@ -184,7 +184,7 @@ def _total(x: jax.Array, bound: jax.Array, axes: tuple[int, ...], ord: float, sm
         return rows.summed(lambda x: power(_size(x)), x, axes)
 
     def plain(x: jax.Array) -> jax.Array:
-        return rows.summed(lambda x: power(as_stored(x).astype(_F64)), x, axes)
+        return rows.summed(lambda x: power(x.astype(_F64)), as_stored(x), axes)
 
     if x.dtype == np.float16:
         return plain(x)
