@@ -26,7 +26,8 @@ if installed("ml_dtypes"):
     FLOATS["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
 
 
-collect_ignore = [] if installed("torch") else ["torch_clip_ranks.py", "torch_ranks.py"]  # for the search for doctests
+# Scripts, run on several devices or by several processes, which the search for doctests must not import.
+collect_ignore_glob = ["jax_*.py"] + ([] if installed("torch") else ["torch_*ranks.py"])
 DOCUMENTED_BAND = 4  # ulp just under the bound in which a compliant group may be rescaled, where that is documented
 
 

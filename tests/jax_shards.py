@@ -40,8 +40,7 @@ def check(mesh):
         assert derivative.sharding.is_equivalent_to(sharding, 2)
         assert collectives(constrain, x) == only_reduces(reduces), spec
         assert collectives(jax.grad(loss), x) == only_reduces(2 * reduces), spec
-        # With a traced bound there are two ways to sum, of which one is taken.
-        assert collectives(normball.norm_constraint, x, 5.0) == only_reduces(2 * reduces), spec
+        assert collectives(normball.norm_constraint, x, 5.0) == only_reduces(reduces), spec
 
 
 def check_float64(mesh):
@@ -74,6 +73,8 @@ def check_tree(mesh):
         jax.device_put(np.full(shape, 3.0, np.float32), NamedSharding(mesh, s)) for s in specs for shape in shapes
     ]
     together = collectives(lambda xs: normball.norm_constraint(xs, 1.0, 0), arrays)
+    assert together == only_reduces(2), together
+    together = collectives(lambda xs, bound: normball.norm_constraint(xs, bound, 0), arrays, 1.0)
     assert together == only_reduces(2), together
     total = collectives(lambda xs: normball.total_norm_constraint(xs, 1.0), arrays)
     assert set(total) == {"all-reduce"}, total

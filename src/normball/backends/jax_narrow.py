@@ -188,6 +188,8 @@ def _total(x: jax.Array, bound: jax.Array, axes: tuple[int, ...], ord: float, sm
 
     if x.dtype == np.float16:
         return plain(x)
+    if small is None and jax.device_count() > 1:  # XLA merges what many arrays send, but not out of branches
+        return exact(x)
     if small is None:
         return lax.cond(jnp.any(_signed(bound) < _SMALL), exact, plain, x)
     return exact(x) if small else plain(x)
