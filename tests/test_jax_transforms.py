@@ -238,13 +238,13 @@ def test_configuration_is_left_alone_in_every_thread(x64, monkeypatch):
 
 
 def test_the_watch_on_the_configuration_can_fail():
-    before = configuration(), seen_by_another_thread()
-    jax.config.update("jax_enable_x64", True)
+    before, x64 = (configuration(), seen_by_another_thread()), jax.config.jax_enable_x64  # PyTensor turns it on
+    jax.config.update("jax_enable_x64", not x64)
     try:
         assert configuration() != before[0]
         assert seen_by_another_thread() != before[1]
     finally:
-        jax.config.update("jax_enable_x64", False)
+        jax.config.update("jax_enable_x64", x64)
     assert (configuration(), seen_by_another_thread()) == before
 
 
