@@ -87,7 +87,7 @@ def clip_by_global_norm(max_norm: Any, *, nonfinite: str = "propagate") -> Any:
                 remedy = "cast it, or leave it out by optax.masked"
                 raise TypeError(f"updates: {name_of(path)} of dtype {dtype} has no norm ball; {remedy}")
         clip = _zeroed if nonfinite == "zero" else _clipped
-        return jax.tree.unflatten(tree, clip(leaves, bound)), state
+        return jax.tree.unflatten(tree, clip(leaves, bound) if leaves else leaves), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
