@@ -29,6 +29,13 @@ BAND = 4  # ulp just under the bound, as documented for JAX
 DTYPES = ["float32", "float16", "bfloat16"]
 
 
+@pytest.fixture(autouse=True)
+def without_64_bits():
+    """As JAX starts, whatever others have set for the whole process, PyTensor say."""
+    with jax.enable_x64(False):
+        yield
+
+
 @contextlib.contextmanager
 def mode(x64):
     """64-bit mode on or off, for this thread and no longer."""
