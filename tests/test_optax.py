@@ -759,7 +759,6 @@ def test_guide(capsys):
 
 def test_example():
     pytest.importorskip("flax")
-    pytest.importorskip("sklearn")
     script = ROOT / "examples" / "jax_digits.py"
     assert len(script.read_text().splitlines()) <= 60
     run = subprocess.run([sys.executable, str(script), "--epochs", "2"], capture_output=True, text=True, check=False)
