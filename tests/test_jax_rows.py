@@ -28,6 +28,19 @@ CASES = [
 ]
 
 
+# Sums along the last axis.
+APART = [
+    ((1024, 128), (1,), (64, 16, 128)),
+    ((1024, 128), (0, 1), (64, 2048)),
+    ((64, 4, 16, 16), (1, 3), (64, 1, 4, 16, 16)),
+    ((64, 4, 16, 16), (0, 3), (64, 1, 4, 16, 16)),
+    ((4, 64, 256), (2,), (64, 4, 256)),
+    ((1 << 16,), (0,), (64, 1024)),
+    ((1001, 128), (1,), None),
+    ((64, 128), (1,), None),
+]
+
+
 def drawn(shape):
     return np.random.default_rng(len(shape)).standard_normal(shape, dtype=np.float32)
 
@@ -40,13 +53,18 @@ def times(x, groups):
     return (x.astype(np.float64) * groups).astype(np.float32)
 
 
-@pytest.mark.parametrize(("shape", "axes", "blocks"), CASES)
-def test_sums(shape, axes, blocks):
-    x = drawn(shape)
-    assert rows._in_blocks(shape, axes) == blocks
+@pytest.mark.parametrize(
+    ("way", "shape", "axes", "blocks"),
+    [("summed", *case) for case in CASES]
+    + [("summed_apart", *case) for case in [*CASES[:2], *APART]]
+    + [("summed", *case[:2], None) for case in APART],
+)
+def test_sums(way, shape, axes, blocks):
+    x, sums = drawn(shape), getattr(rows, way)
+    assert rows._in_blocks(shape, axes, last=len(shape) - 1 in axes and way == "summed_apart") == blocks
     with jax.enable_x64(True):
-        loops = "scan" in str(jax.make_jaxpr(lambda x: rows.summed(squares, x, axes))(x))
-        total = np.asarray(jax.jit(lambda x: rows.summed(squares, x, axes))(x))
+        loops = "scan" in str(jax.make_jaxpr(lambda x: sums(squares, x, axes))(x))
+        total = np.asarray(jax.jit(lambda x: sums(squares, x, axes))(x))
     assert loops == (blocks is not None)
     assert total.shape == tuple(1 if axis in axes else n for axis, n in enumerate(shape))
     length = math.prod(shape[axis] for axis in axes)
@@ -84,18 +102,20 @@ def test_laws_where_it_loops(shape, axes, dtype, ord):
     assert 0 < (x == y).all(axes).sum() < shape[-1]  # some comply, some do not
 
 
-@pytest.mark.parametrize("bound", [30.0, None])
+@pytest.mark.parametrize("bound", [30.0, 1e-38, None])
 @pytest.mark.parametrize("backward", [False, True])
-def test_needs_no_more_than_one_array(bound, backward):
+@pytest.mark.parametrize("axes", [0, 1, (0, 1)], ids=str)
+def test_needs_no_more_than_one_array(axes, bound, backward):
     x = jax.ShapeDtypeStruct((1024, 1024), np.float32)
 
     def constrain(x, given):
-        return normball.norm_constraint(x, given if bound is None else bound, 0)
+        return normball.norm_constraint(x, given if bound is None else bound, axes)
 
-    def back(x, given):
-        return jax.vjp(lambda x: constrain(x, given), x)[1](x)[0]
+    def back(x, given, g):
+        return jax.vjp(lambda x: constrain(x, given), x)[1](g)[0]
 
-    compiled = jax.jit(back if backward else constrain).lower(x, np.float32(30)).compile()
+    compiled = jax.jit(back).lower(x, np.float32(30), x) if backward else jax.jit(constrain).lower(x, np.float32(30))
+    compiled = compiled.compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * 1024 * 1024
 
 

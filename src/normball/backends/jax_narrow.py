@@ -181,7 +181,7 @@ def _total(x: jax.Array, bound: jax.Array, axes: tuple[int, ...], ord: float, sm
         return size * size if ord == 2 else abs(size)
 
     def exact(x: jax.Array) -> jax.Array:
-        return rows.summed(lambda x: power(_size(x)), x, axes)
+        return rows.summed_apart(lambda x: power(_size(x)), x, axes)
 
     def plain(x: jax.Array) -> jax.Array:
         return rows.summed(lambda x: power(x.astype(_F64)), as_stored(x), axes)
