@@ -2,7 +2,7 @@
 
 import difflib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pymc.variational.updates import get_or_compute_grads
