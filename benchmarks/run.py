@@ -6,7 +6,8 @@ Every answer is checked, exactly, before it is timed. A cell's rivals are timed 
 its figures are medians over rounds of the ratio within a round. `times the floor`: our time over that of a C loop that
 only reads the same memory (in place, nothing violates), only scales it (in place), or only copies it (out=).
 `times faster`: a peer's time over ours. A cell that fails is reported, the rest goes on, and the exit status is 1.
-A whole run writes benchmarks/results and, from it, the tables and the picture of docs/performance.md.
+A whole run writes benchmarks/results and, from it, the tables and the picture of docs/performance.md,
+and the README's table.
 """
 
 import os

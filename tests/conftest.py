@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -26,7 +26,8 @@ if installed("ml_dtypes"):
     FLOATS["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
 
 
-collect_ignore = [] if installed("torch") else ["torch_clip_ranks.py", "torch_ranks.py"]  # for the search for doctests
+# Scripts, run on several devices or by several processes, which the search for doctests must not import.
+collect_ignore_glob = ["jax_*.py"] + ([] if installed("torch") else ["torch_*ranks.py"])
 DOCUMENTED_BAND = 4  # ulp just under the bound in which a compliant group may be rescaled, where that is documented
 
 
@@ -40,6 +41,7 @@ class Runner:
     total: Callable  # (xs, max_norm, epsilon, ord) -> (arrays, norm)
     norms: Callable  # (x, axes, ord) -> array, reduced axes dropped
     band: int = 0
+    norm_dtype: str = "float64"
     subnormals: bool = True  # False where the compiler flushes them to zero
 
     def __repr__(self) -> str:
@@ -115,6 +117,56 @@ def _pytensor_runner(mode: str) -> Runner:
     return _claiming(f"pytensor-{mode}", SUPPORTS[column], constrain, total, norms)
 
 
+def _jax_runner(x64: bool) -> Runner:
+    """JAX arrays: with 64-bit mode eagerly, bounds concrete; without it under jit, bounds traced."""
+    import jax
+
+    from normball.backends.jax import SUPPORTS
+
+    def mode(function):
+        def run(*args):
+            with jax.enable_x64(x64):
+                return jax.tree.map(np.asarray, function(*args))
+
+        return run
+
+    def compiled(*static):
+        return functools.partial(jax.jit, static_argnums=static) if not x64 else lambda function: function
+
+    @compiled(2, 4)
+    def constrained(x, max_norm, axes, epsilon, ord):
+        return normball.norm_constraint(x, max_norm, axes, epsilon, ord=ord)
+
+    @compiled(3)
+    def total(xs, max_norm, epsilon, ord):
+        return normball.total_norm_constraint(xs, max_norm, epsilon, True, ord=ord)
+
+    @mode
+    def norms(x, axes, ord):
+        return normball.compute_norms(jax.numpy.asarray(x), axes, ord=ord)
+
+    wide = np.float64 if x64 else np.float32
+
+    def below(bound):
+        """The bound, rounded down where it is cast."""
+        bound = np.asarray(bound, np.float64)
+        with np.errstate(over="ignore"):
+            near = bound.astype(wide)
+        return np.where(near > bound, np.nextafter(near, wide(0)), near)
+
+    @mode
+    def constrain(x, max_norm, axes, epsilon, ord):
+        return constrained(jax.numpy.asarray(x), below(max_norm), axes, below(epsilon), ord)
+
+    @mode
+    def run_total(xs, max_norm, epsilon, ord):
+        return total(list(map(jax.numpy.asarray, xs)), below(max_norm), below(epsilon), ord)
+
+    claims = SUPPORTS["JAX"] if x64 else SUPPORTS["JAX"] - {"float64"}
+    runner = _claiming(f"jax-{64 if x64 else 32}", claims, constrain, run_total, norms)
+    return runner if x64 else replace(runner, norm_dtype="float32")
+
+
 def _torch_runner(name: str, elsewhere: bool) -> Runner:
     """Torch tensors on the CPU; `elsewhere` as a class of its own, which goes the way of other devices' tensors."""
     import torch
@@ -151,8 +203,58 @@ def _torch_runner(name: str, elsewhere: bool) -> Runner:
     return _claiming(f"torch{'-elsewhere' if elsewhere else ''}", SUPPORTS[name], constrain, total, norms)
 
 
+def _standard_runner(name: str, column: str, made: Callable, context: Callable) -> Runner:
+    """Arrays of another library, by `made` from NumPy's, under its settings."""
+    from normball.backends.array_api import SUPPORTS
+
+    def constrain(x, max_norm, axes, epsilon, ord):
+        with context():
+            bound = max_norm if isinstance(max_norm, float) else made(np.asarray(max_norm))
+            given = made(x)
+            y = np.asarray(normball.norm_constraint(given, bound, axes, epsilon, ord=ord))
+            assert np.asarray(given).tobytes() == x.tobytes(), "the input was written to"
+            return y
+
+    def total(xs, max_norm, epsilon, ord):
+        with context():
+            ys, norm = normball.total_norm_constraint(list(map(made, xs)), max_norm, epsilon, True, ord=ord)
+            return list(map(np.asarray, ys)), np.asarray(norm)
+
+    def norms(x, axes, ord):
+        with context():
+            return np.asarray(normball.compute_norms(made(x), axes, ord=ord))
+
+    return _claiming(name, SUPPORTS[column], constrain, total, norms)
+
+
+def _strict_runner(version: str) -> Runner:
+    import array_api_strict
+
+    context = functools.partial(array_api_strict.ArrayAPIStrictFlags, api_version=version)
+    return _standard_runner(f"array-api-{version}", "Array API", lambda x: array_api_strict.asarray(x.copy()), context)
+
+
+def _dask_runner() -> Runner:
+    """Every axis in three chunks or so."""
+    import dask
+    import dask.array
+
+    def made(x):
+        return dask.array.from_array(x, chunks=tuple(-(-length // 3) for length in x.shape))
+
+    return _standard_runner("dask", "dask", made, functools.partial(dask.config.set, scheduler="synchronous"))
+
+
 RUNNERS = [_numpy_runner()]
 LEFT_OUT = []
+if installed("array_api_strict"):
+    import array_api_strict
+
+    RUNNERS += [_strict_runner(version) for version in ("2022.12", array_api_strict.__array_api_version__)]
+if installed("dask"):
+    RUNNERS += [_dask_runner()]
+if installed("jax"):
+    RUNNERS += [_jax_runner(True), _jax_runner(False)]
 if installed("torch"):
     RUNNERS += [_torch_runner("PyTorch CPU", False), _torch_runner("PyTorch GPU", True)]
 if installed("pytensor"):
@@ -160,7 +262,12 @@ if installed("pytensor"):
     RUNNERS += [_pytensor_runner("JAX")] if installed("jax") else []
     RUNNERS += [_pytensor_runner("PYTORCH")] if installed("torch") else []
 LEFT_OUT += [
-    f"{name} is not installed" for name in ("pytensor", "pymc", "jax", "torch", "ml_dtypes") if not installed(name)
+    f"{name} is not installed"
+    for name in (
+        *("pytensor", "pymc", "jax", "optax", "flax", "equinox", "torch", "ml_dtypes"),
+        *("array_api_strict", "dask", "xarray", "mlx"),
+    )
+    if not installed(name)
 ]
 
 

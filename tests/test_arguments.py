@@ -157,12 +157,12 @@ def test_axes_are_refused(ndim, given, error, message):
         (
             lambda: norm_constraint([[1.0]], 1),
             TypeError,
-            "tensor_var of type list: must be an array of numpy or torch or pytensor; turn a list or number into one with numpy.asarray",
+            "tensor_var of type list: must be an array of numpy or jax or torch or pytensor, or of the Array API standard; turn a list or number into one with numpy.asarray",
         ),
         (
             lambda: norm_constraint(None, 1),
             TypeError,
-            "tensor_var of type NoneType: must be an array of numpy or torch or pytensor; turn a list or number into one with numpy.asarray",
+            "tensor_var of type NoneType: must be an array of numpy or jax or torch or pytensor, or of the Array API standard; turn a list or number into one with numpy.asarray",
         ),
         (
             lambda: norm_constraint(np.ma.masked_array(X), 1),
@@ -182,7 +182,7 @@ def test_axes_are_refused(ndim, given, error, message):
         (
             lambda: total_norm_constraint([X, None], 1),
             TypeError,
-            "tensor_var of type NoneType: must be an array of numpy or torch or pytensor; turn a list or number into one with numpy.asarray",
+            "tensor_var of type NoneType: must be an array of numpy or jax or torch or pytensor, or of the Array API standard; turn a list or number into one with numpy.asarray",
         ),
         (
             lambda: total_norm_constraint([X], np.ones(1)),

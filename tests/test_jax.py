@@ -1,6 +1,5 @@
 """JAX: the laws in exact arithmetic, with 64-bit mode on and off; derivatives; and that each check can fail."""
 
-import contextlib
 import math
 from fractions import Fraction
 
@@ -22,20 +21,8 @@ ORDERS = (1, 2, math.inf)
 CASES = [(False, "float16"), (False, "bfloat16"), (False, "float32")]
 CASES += [(True, "float16"), (True, "bfloat16"), (True, "float32"), (True, "float64")]
 ULPS = 4
+mode = jax.enable_x64  # on or off, for this thread and no longer
 GROUPS, LENGTH = 16, 5
-
-
-@contextlib.contextmanager
-def mode(x64):
-    """64-bit mode on or off, for this thread and no longer."""
-    if hasattr(jax, "enable_x64") and not hasattr(jax.experimental, "enable_x64"):
-        with jax.enable_x64(x64):
-            yield
-        return
-    from jax.experimental import disable_x64, enable_x64
-
-    with enable_x64() if x64 else disable_x64():
-        yield
 
 
 def wide(x64):
@@ -81,6 +68,13 @@ def ulp(value, dtype):
     return max(Fraction(2) ** (exponent - digits), Fraction(float(info.smallest_subnormal)))
 
 
+def is_tight(before, after, factor):
+    ideals = [v * factor for v in fractions(before)]
+    return all(
+        abs(r - ideal) <= ULPS * ulp(ideal, before.dtype) for r, ideal in zip(fractions(after), ideals, strict=True)
+    )
+
+
 def assert_right(before, after, bound, epsilon, ord):
     """Untouched, bounded, tight, signs: for one group."""
     assert before.dtype == after.dtype, "another dtype"
@@ -89,9 +83,9 @@ def assert_right(before, after, bound, epsilon, ord):
         return
     assert n > c - ULPS * ulp(c, before.dtype), "a group within its bound was changed"
     assert exact_norm(after, ord) <= c, "above the bound"
-    for v, r in zip(fractions(before), after, strict=True):
-        ideal = v * c / (n + Fraction(float(epsilon))) if n > c else v
-        assert abs(Fraction(float(r)) - ideal) <= ULPS * ulp(ideal, before.dtype), "too far from the definition"
+    # In the band just under its bound a group may count as above it, epsilon included, or as lying on it.
+    factors = [c / (n + Fraction(float(epsilon))), *([1] if n <= c else [])]
+    assert any(is_tight(before, after, factor) for factor in factors), "too far from the definition"
     assert (np.signbit(before) == np.signbit(after)).all(), "a sign was lost"
 
 
@@ -159,10 +153,17 @@ def test_the_plain_formula_fails():
 
 
 @pytest.mark.parametrize(("x64", "dtype"), CASES)
-def test_ties_are_untouched(x64, dtype):
+def test_ties_are_untouched_or_lose_an_ulp(x64, dtype):
+    """A sum of several float64 terms cannot tell; the exact sums of float64 arrays, and groups of one entry, can."""
     x = np.array([[3, 4, 0], [0.1, 0, 0], [0, -0.3, 0], [0, 0, 0]], dtype=jnp.dtype(dtype))
     bound = np.array([[5], [x[1, 0]], [-x[2, 1]], [0]], dtype=wide(x64))
-    assert constrain(x, bound, 1e-7, 2, x64=x64).tobytes() == x.tobytes()
+    result = constrain(x, bound, 0.0, 2, x64=x64)
+    for row in range(4):
+        assert_right(x[row], result[row], bound[row, 0], 0.0, 2)
+    each = constrain(x, abs(x).astype(wide(x64)), 1e-7, 2, (), x64=x64)
+    largest = constrain(x, abs(x).max(1, keepdims=True).astype(wide(x64)), 1e-7, math.inf, x64=x64)
+    for exact in (each, largest, *([result] if dtype == "float64" else [])):
+        assert exact.tobytes() == x.tobytes()
 
 
 @pytest.mark.parametrize(("x64", "dtype"), CASES)
@@ -419,10 +420,3 @@ def test_in_doubt_epsilon_stays_out(x64):
     if x64:
         tie = np.array([[1.0, 2.0**-26, 0, 0, 0]])
         assert_right(tie[0], constrain(tie, 1 + 2.0**-26, 1e7, 1)[0], 1 + 2.0**-26, 1e7, 1)
-
-
-def test_configuration_is_left_alone():
-    before = jax.config.read("jax_enable_x64")
-    for x64 in (False, True):
-        constrain(np.ones((2, 3), np.float32), 1.0, 0.0, x64=x64)
-    assert jax.config.read("jax_enable_x64") == before

@@ -118,7 +118,7 @@ def test_comparison_with_the_bound_is_exact(typed):
 def test_irrational_norms_are_compared_exactly(runner):
     """The two float64 neighbours of an irrational norm decide opposite ways: the sum must be good to far more bits."""
     rng = np.random.default_rng(3)
-    for dtype in ("float32", "float64"):
+    for dtype in {"float32", "float64"} & set(runner.dtypes):
         x = rng.standard_normal((6, 100)).astype(dtype)
         norms = [exact_norm(group) for group in groups_of(x, AXES)]
         nearest = [float(norm) for norm in norms]
@@ -131,6 +131,8 @@ def test_irrational_norms_are_compared_exactly(runner):
 def test_smallest_excess_is_seen(runner):
     """Norms above their bound by far less than any sum in two words can tell."""
     for dtype, small in (("float32", 1e-30), ("float64", 1e-200)):
+        if dtype not in runner.dtypes:
+            continue
         x = np.array([[1.0, 3.0, 0.6], [small, 4.0, 0.8], [0.0, small, small]], dtype)
         for bound in (1.0, 5.0):
             y = runner.constrain(x, bound, AXES, 1e-7, 2)
@@ -171,7 +173,7 @@ def test_per_group_bounds(runner):
 def test_empty_arrays(runner, shape):
     x = np.zeros(shape, np.float32)
     assert same_bits(runner.constrain(x, 1.0, AXES, 1e-7, 2), x)
-    assert same_bits(runner.norms(x, AXES, 2), np.zeros(shape[1:]))
+    assert same_bits(runner.norms(x, AXES, 2), np.zeros(shape[1:], runner.norm_dtype))
 
 
 def test_zero_dimensions(runner):
@@ -183,7 +185,7 @@ def test_zero_dimensions(runner):
 def test_long_groups_stay_tight(runner):
     """Long enough for a plain sum's error, about sqrt(n) ulp in float64, to break the law."""
     rng = np.random.default_rng(6)
-    for dtype in ("float32", "float64"):
+    for dtype in {"float32", "float64"} & set(runner.dtypes):
         x = rng.standard_normal((10**5, 1)).astype(dtype)
         y = runner.constrain(x, 1.5, AXES, 1e-7, 2)
         picked = np.s_[::997]
@@ -200,8 +202,7 @@ def test_norms_are_right_and_say_who_complies(runner, ord):
     for dtype in runner.dtypes:
         x = (rng.standard_normal((8, 5)) * 10.0 ** rng.integers(-3, 4, 5)).astype(FLOATS[dtype])
         norms = runner.norms(x, AXES, ord)
-        wide = np.float64 if "JAX" not in runner.name else norms.dtype
-        assert norms.dtype == wide
+        assert norms.dtype == runner.norm_dtype
         for norm, group in zip(norms, groups_of(x, AXES), strict=True):
             assert abs(Fraction(float(norm)) - exact_norm(group, ord)) <= abs(np.spacing(norm))
         bound = 0.75
@@ -222,15 +223,15 @@ def test_total_is_one_group(runner, ord):
         ys, norm = runner.total(xs, max_norm, 1e-7, ord)
         assert broken_total_laws(xs, ys, max_norm, 1e-7, ord, band=runner.band) == set()
         whole = exact_norm([float(v) for x in xs for v in x.reshape(-1)], ord)
-        assert abs(Fraction(float(norm)) - whole) <= Fraction(float(np.spacing(float(norm)))) * (
-            1 if not runner.band else 4
-        )
+        assert abs(Fraction(float(norm)) - whole) <= Fraction(float(np.spacing(norm))) * (1 if not runner.band else 4)
         again, _ = runner.total(ys, max_norm, 1e-7, ord)
         assert all(same_bits(a, y) for a, y in zip(again, ys, strict=True))
 
 
 def test_total_over_the_whole_range(runner):
     for scale in (1e-300, 1e-30, 1e30, 1e300):
+        if "float64" not in runner.dtypes:
+            continue
         xs = [np.array([3.0, -1.0]) * scale, np.array([[4.0]]) * scale]
         for bound in (scale * 0.5, scale * 100):
             ys, _ = runner.total(xs, bound, 0.0, 2)

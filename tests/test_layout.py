@@ -20,17 +20,46 @@ CONTRACT = {
     "constrain_each": ["xs", "max_norms", "axes", "epsilon", "ord", "outs"],
     "constrain_total": ["xs", "max_norm", "epsilon", "ord"],
 }
-BACKENDS = sorted(p for p in (PACKAGE / "backends").glob("*.py") if p.stem != "__init__" and "_" not in p.stem)
+# A backend's other files have its name and an underscore before their own.
+BACKENDS = sorted(p for p in (PACKAGE / "backends").glob("*.py") if "_" not in p.stem.replace("array_api", "standard"))
 TORCH = ("", "_checks", "_gradients", "_groups", "_mesh", "_operators", "_portable", "_sharded")
+OPTAX = ("clip", "leaves", "maxnorm", "modes", "units")  # which work on trees of JAX arrays
 # Every file that may name a library, besides NumPy, the one dependency.
 KNOWS = {
     "pytensor": {f"backends/pytensor{part}.py" for part in ("", "_c", "_fusion", "_links", "_numba")},
-    "jax": {"backends/jax.py", "backends/pytensor_links.py"},
+    "jax": {
+        "backends/pytensor_links.py",
+        *(f"backends/jax{part}.py" for part in ("", "_exact", "_narrow", "_rows")),
+        *(f"optax/{part}.py" for part in OPTAX),
+    },
+    "optax": set(),
+    "flax": set(),
+    "equinox": set(),
     "torch": {"backends/pytensor_links.py", *(f"backends/torch{part}.py" for part in TORCH)},
+    "dask": {"backends/array_api.py", "backends/array_api_dask.py"},
+    "array_api_compat": {"backends/array_api_portable.py"},
+    "xarray": set(),
     "numba": {"backends/pytensor_links.py", "backends/pytensor_numba.py"},
 }
-# What a file may import of ours: a level may reach down, never up, and these two stand alone.
-LEVELS = ["torch", "api", "dispatch", "backends", "kernels", "arguments", "definition"]
+HEAVY = {"pytensor", "pymc", "jax", "optax", "torch", "numba", "ml_dtypes", "scipy", "keras"} | {
+    "array_api_compat",
+    "dask",
+    "xarray",
+}
+# What a file may import of ours: a level may reach down, never up, and the last three stand alone.
+LEVELS = [
+    "torch",
+    "optax",
+    "jax",
+    "xarray",
+    "api",
+    "dispatch",
+    "backends",
+    "kernels",
+    "table",
+    "arguments",
+    "definition",
+]
 
 
 def public_functions(source):
@@ -70,7 +99,7 @@ def upward_imports(source, file):
     """Levels of ours above the file's own that it imports."""
     own = LEVELS.index(level_of(file))
     reached = {name.split(".")[1] for name in imported(source) if name.startswith("normball.")}
-    lower = set(LEVELS[own:]) if level_of(file) not in ("arguments", "definition") else set()
+    lower = set(LEVELS[own:]) if level_of(file) not in ("table", "arguments", "definition") else set()
     return {level for level in reached if level in LEVELS and level not in lower}
 
 
@@ -78,7 +107,7 @@ def loaded_by(code):
     """Which libraries running the code loads, in a fresh interpreter."""
     probe = f"import sys\n{code}\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    return set(run.stdout.split()) & {"pytensor", "pymc", "jax", "torch", "numba", "ml_dtypes", "scipy", "keras"}
+    return set(run.stdout.split()) & HEAVY
 
 
 def first_use(code="normball.norm_constraint(numpy.ones((2, 2)), 1.0)"):

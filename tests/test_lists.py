@@ -123,21 +123,21 @@ FLAT = np.ones(12)
             [A, [1.0]],
             {},
             TypeError,
-            "tensor_var[1] of type list: must be an array of numpy or torch or pytensor; "
+            "tensor_var[1] of type list: must be an array of numpy or jax or torch or pytensor, or of the Array API standard; "
             "turn a list or number into one with numpy.asarray",
         ),
         (
             [[1.0]],
             {},
             TypeError,
-            "tensor_var of type list: must be an array of numpy or torch or pytensor; "
+            "tensor_var of type list: must be an array of numpy or jax or torch or pytensor, or of the Array API standard; "
             "turn a list or number into one with numpy.asarray",
         ),
         (
             {"w": A},
             {},
             TypeError,
-            "tensor_var of type dict: must be an array of numpy or torch or pytensor; "
+            "tensor_var of type dict: must be an array of numpy or jax or torch or pytensor, or of the Array API standard; "
             "turn a list or number into one with numpy.asarray",
         ),
         (

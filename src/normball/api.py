@@ -29,15 +29,16 @@ def norm_constraint(
     Parameters
     ----------
     tensor_var : array or iterable of array
-        Weights, an update, a gradient: a NumPy array or PyTorch tensor (float64, float32, float16, bfloat16; tensors
-        of complex numbers, too, with the norm of their moduli) or a PyTensor variable (float64, float32, float16), of
-        any shape and layout. Or several of them, in a list or from a generator: each is constrained by itself, arrays
-        in one go.
+        Weights, an update, a gradient: a NumPy array, PyTorch tensor or JAX array (float64, float32, float16, bfloat16;
+        complex numbers of the latter two, too, with the norm of their moduli), a PyTensor variable (float64, float32,
+        float16), or an array of dask or of another library of the Array API standard (of those of these dtypes that it
+        has), of any shape and layout. Or several of them, in a list or from a generator: each is constrained by
+        itself, arrays in one go.
     max_norm : float or array, or list of these
         The largest norm allowed, in the units of `tensor_var`. One number, or anything that broadcasts against the
         norms with the reduced axes kept as 1 (one bound per unit). `inf` means no constraint. In a PyTensor graph or
-        under torch.compile it may be symbolic, shared or a tensor: a schedule needs no second compilation. For several
-        arrays one bound for all, or a list of as many.
+        under torch.compile or jax.jit it may be symbolic, shared, a tensor or traced: a schedule needs no second
+        compilation. For several arrays one bound for all, or a list of as many.
     norm_axes : int or sequence of int, optional
         The axes to take the norm over. By default a 2-D array is a dense layer's (inputs, outputs), with the norm over
         axis 0, and a 3-D, 4-D or 5-D one a convolution's (filters, channels, space...), with the norm over all axes
@@ -62,8 +63,8 @@ def norm_constraint(
     Raises
     ------
     TypeError
-        For integers, booleans, objects, and complex numbers outside of PyTorch; for a `max_norm` or `epsilon` that is
-        None, text or bool.
+        For integers, booleans, objects, and complex numbers outside of PyTorch and JAX; for a `max_norm` or `epsilon`
+        that is None, text or bool.
     ValueError
         For axes that are missing, repeated or out of range; a concrete `max_norm` or `epsilon` that is negative or
         NaN, or does not broadcast; an `out` of another shape or dtype, read-only or partly overlapping `tensor_var`;
@@ -76,8 +77,10 @@ def norm_constraint(
     Guaranteed, with no tolerance: groups with n <= c keep their bits; the norm of the result, in exact arithmetic, is
     at most c; each entry lies within 4 ulp of the formula; a second call changes nothing; no finite input overflows or
     underflows; a NaN or inf turns its own group into NaN, and no other. A symbolic bound that turns out negative or
-    NaN makes NaN. On other devices than CPUs, and where a group is split over several, a group within 4 ulp under its
-    bound may be rescaled.
+    NaN makes NaN. On other devices than CPUs, where a group is split over several, in JAX, and in libraries known by
+    the Array API standard alone, a group within 4 ulp under its bound may be rescaled. In the latter a bound that is an
+    array of the library counts as symbolic, and nothing has derivatives. dask makes chunks twice, rather than keep them
+    all, where a group lies in several.
 
     The derivative is the identity where n <= c, ties and zero vectors included. Where n > c it is
     s (I - n / (n + epsilon) u u^T) for order 2, with s = c / (n + epsilon) and u = v / n. `max_norm` and `epsilon`
@@ -144,7 +147,7 @@ def total_norm_constraint(
     Parameters
     ----------
     tensor_vars : iterable of array
-        Gradients, say: NumPy arrays, PyTorch tensors or PyTensor variables, of any shapes and of mixed dtypes. A
+        Gradients, say: NumPy or JAX arrays, PyTorch tensors or PyTensor variables, of any shapes and of mixed dtypes. A
         generator will do. For a PyTorch model's gradients `normball.torch.clip_grad_norm_` writes over them.
     max_norm : float or scalar
         The largest total norm allowed; symbolic in a PyTensor graph, if you like. `inf` means no constraint.
@@ -219,8 +222,9 @@ def compute_norms(array: Any, norm_axes: Any = None, *, ord: float = 2) -> Any:
     Returns
     -------
     array
-        Float64, whatever the dtype of `array`, with the norm axes removed. At most one ulp off, and exact where a
-        float64 holds the norm; so ``compute_norms(w) <= c`` holds wherever the exact norm is at most c.
+        Float64 (in JAX without 64-bit mode float32), whatever the dtype of `array`, with the norm axes removed. At most
+        one ulp off, and exact where a float64 holds the norm; so ``compute_norms(w) <= c`` holds wherever the exact
+        norm is at most c.
 
     Raises
     ------
@@ -247,7 +251,9 @@ def compute_norms(array: Any, norm_axes: Any = None, *, ord: float = 2) -> Any:
     axes = () if norm_axes is None and ndim == 1 else arguments.read_axes(ndim, norm_axes)
     order = arguments.read_ord(ord)
     norms = backend.norm(backend.summarise(array, axes, order), order)
-    return norms.squeeze(axes)
+    if hasattr(norms, "squeeze"):
+        return norms.squeeze(axes)
+    return norms[tuple(0 if axis in axes else slice(None) for axis in range(ndim))]  # the standard has no methods
 
 
 def set_num_threads(n: int) -> None:

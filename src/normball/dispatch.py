@@ -17,6 +17,18 @@ def _numpy() -> ModuleType:
     return numpy
 
 
+def _array_api() -> ModuleType:
+    from normball.backends import array_api
+
+    return array_api
+
+
+def _jax() -> ModuleType:
+    from normball.backends import jax
+
+    return jax
+
+
 def _torch() -> ModuleType:
     from normball.backends import torch
 
@@ -31,7 +43,25 @@ def _pytensor() -> ModuleType:
 
 # The package that defines an array's type -> the backend that knows it. Later ones win over earlier ones in a call
 # that mixes them: a NumPy array may stand beside a symbolic variable, as everywhere in PyTensor.
-BACKENDS: dict[str, Callable[[], ModuleType]] = {"numpy": _numpy, "torch": _torch, "pytensor": _pytensor}
+# "array_api" is no package, but every library that has no backend of its own and keeps to the Array API standard.
+BACKENDS: dict[str, Callable[[], ModuleType]] = {
+    "numpy": _numpy,
+    "array_api": _array_api,
+    "jax": _jax,
+    "torch": _torch,
+    "pytensor": _pytensor,
+}
+
+# Where types are arrays of the standard without saying so.
+WRAPPED = ("cupy.", "dask.array.")
+
+# Packages whose arrays no backend takes -> what to do instead.
+REMEDIES = {
+    "sparse": "it must be dense; pass {0}.todense(), or constrain the values that it stores",
+    "scipy": "it must be dense; pass {0}.toarray(), or constrain the values that it stores",
+    "xarray": "use normball.xarray, which takes the names of dimensions; or pass {0}.data",
+    "zarr": "it lies in storage; pass dask.array.from_zarr({0}), and write the result with dask.array.to_zarr",
+}
 
 _backends: dict[tuple[type, ...], ModuleType] = {}
 _libraries: dict[type, str | None] = {float: None, int: None}  # torch.compile cannot walk their bases
@@ -45,6 +75,9 @@ def backend_for(*types: type) -> ModuleType:
         pass
     check_type(types[0])
     libraries = [_library(kind) for kind in types]
+    if "array_api" in libraries and not {"array_api", "numpy", None}.issuperset(libraries):
+        names = {_package(kind) if _library(kind) == "array_api" else _library(kind) or "numpy" for kind in types}
+        raise TypeError(f"arrays of {' and '.join(sorted(names - {'numpy'}))} in one call: pass arrays of one library")
     [*_, backend] = [load for library, load in BACKENDS.items() if library in libraries]
     _backends[types] = backend()
     return _backends[types]
@@ -53,8 +86,12 @@ def backend_for(*types: type) -> ModuleType:
 def check_type(array: type, what: str = "tensor_var") -> None:
     """Refuse a type that no backend knows."""
     if _library(array) is None:
+        package = _package(array)
+        if package in REMEDIES:
+            raise TypeError(f"{what} of type {package}.{array.__name__}: {REMEDIES[package].format(what)}")
+        libraries = " or ".join(name for name in BACKENDS if name != "array_api")
         raise TypeError(
-            f"{what} of type {array.__name__}: must be an array of {' or '.join(BACKENDS)}; "
+            f"{what} of type {array.__name__}: must be an array of {libraries}, or of the Array API standard; "
             "turn a list or number into one with numpy.asarray"
         )
 
@@ -72,6 +109,13 @@ def types_of(arrays: Sequence[Any], whole: type) -> set[type]:
 
 def _library(kind: type) -> str | None:
     if kind not in _libraries:
-        roots = [base.__module__.partition(".")[0] for base in kind.__mro__]
-        _libraries[kind] = next((root for root in roots if root in BACKENDS), None)
+        modules = [f"{base.__module__}." for base in kind.__mro__]
+        roots = [module.partition(".")[0] for module in modules]
+        known = next((root for root in roots if root in BACKENDS), None)
+        standard = hasattr(kind, "__array_namespace__") or any(module.startswith(WRAPPED) for module in modules)
+        _libraries[kind] = known or ("array_api" if standard and REMEDIES.keys().isdisjoint(roots) else None)
     return _libraries[kind]
+
+
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]

@@ -1,24 +1,15 @@
-"""JAX arrays, under jit, vmap, grad and jvp, with 64-bit mode on or off.
+"""JAX arrays, under jit, vmap and every derivative, with 64-bit mode on or off, on one device or sharded over many.
 
-XLA on a CPU reads subnormal numbers as zero and flushes subnormal results, contracts a*b + c to one operation and
-drops pairs of conversions. So magnitudes, scaling and the last rounding are integer operations on the bits, which
-none of that touches: subnormal entries, bounds and results come out as on every other backend. Every product whose
-rounding would matter is exact, its factors having been cut by bit masks.
+`jax_narrow` knows float32, float16 and bfloat16, `jax_exact` float64 and lists that hold some.
 
-Sums are exact: powers are cut into whole numbers of a power of two and those are added, in any order. Where the
-whole of a sum fits, a norm is compared with its bound exactly. Elsewhere a group that is nearer to its bound than the
-sum's error, far less than an ulp, is taken to lie on it: at most 4 ulp are taken off to make sure of the bound, without
-epsilon, and its derivative is that of a compliant group. A result never leaves its ball.
-
-Derivatives are those of the definition. They are ordinary floating-point code, so tangents that are subnormal are
-flushed.
+Beyond the contract, functions take `over`: names of mesh axes that the groups go on over, for those who call from
+inside jax.shard_map or jax.pmap, by way of `normball.jax`. A sharded array needs none: there XLA knows.
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,632 +17,150 @@ import numpy as np
 from jax import lax
 
 from normball import arguments
+from normball.backends import jax_exact as exact
+from normball.backends import jax_narrow as narrow
 
-_FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 SUPPORTS = {
-    "JAX": _FLOATS | {"bounded", "tight", "subnormals", "per-group bounds", "symbolic bounds", "gradient"},
+    "JAX": frozenset(["float64", "float32", "float16", "bfloat16", "bounded", "tight", "subnormals"])
+    | {"per-group bounds", "symbolic bounds", "gradient"},
 }
-
-# Up to this many entries a group is summed in one go; longer ones in blocks, whose sums are whole numbers and carry.
-LONGEST = 4096
-BLOCK = 1024
-# Entries this much smaller than their group's largest count as this much smaller: their squares stay in range, and
-# a sum is never less than the exact one, which matters where a norm is compared with its bound.
-SMALLEST = {"float32": -60, "float64": -500}
+_NO_BOUND = np.asarray(np.inf, np.float32)
 
 
-class Wide(NamedTuple):
-    """Largest entries or sums of powers: (high + low + rest) * 2**(exponent * ord), below the exact one by <= error.
-
-    `value` is the norm as a float: it carries the derivative, which the exact words do not.
-    """
-
-    high: jax.Array
-    low: jax.Array
-    rest: jax.Array
-    error: jax.Array
-    exponent: jax.Array
-    value: jax.Array
+def summarise(x: Any, axes: tuple[int, ...], ord: float, *, over: tuple[str, ...] = ()) -> jax.Array:
+    """Each group's norm, the reduced axes kept as 1: in float64, without 64-bit mode too."""
+    array = _array(x, ord)
+    if jnp.iscomplexobj(array):
+        return _norms((_as_real(array),), (*axes, array.ndim), ord, (over,)).squeeze(-1)
+    return _norms((array,), axes, ord, (over,))
 
 
-def summarise(x: Any, axes: tuple[int, ...], ord: float) -> Wide:
-    """Each group's largest entry, or sum of powers, with the reduced axes kept as 1."""
-    return _summarise_with_value(_array(x), axes, ord)
+@narrow.in_float64
+def merge(summaries: Sequence[jax.Array], ord: float) -> jax.Array:
+    """The norms of groups from those of their parts: the norm of the norms."""
+    return _norms((jnp.stack(jnp.broadcast_arrays(*summaries)),), (0,), ord, ((),))[0]
 
 
-def merge(summaries: Sequence[Wide], ord: float) -> Wide:
-    """The summary of groups from those of their parts."""
-    values = [part.value for part in summaries]
-    largest = lax.stop_gradient(functools.reduce(jnp.maximum, values))
-    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    ratios = [value / unit for value in values]
-    if ord == 2:
-        square = sum(ratio * ratio for ratio in ratios)
-        value = unit * jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
-    else:
-        value = unit * (sum(ratios) if ord == 1 else functools.reduce(jnp.maximum, ratios))
-    return _merge(summaries, ord)._replace(value=value)
-
-
-def norm(summary: Wide, ord: float) -> jax.Array:
+def norm(summary: jax.Array, ord: float) -> jax.Array:
     """The norms as float64 (float32 without 64-bit mode), the reduced axes kept as 1."""
-    return _with_derivative_of(_norm_as_float(summary, ord), summary.value)
+    return summary.astype(jnp.result_type(float))
 
 
-def constrain(x: Any, max_norm: Any, axes: tuple[int, ...], epsilon: Any, ord: float, out: Any) -> jax.Array:
+def constrain(
+    x: Any, max_norm: Any, axes: tuple[int, ...], epsilon: Any, ord: float, out: Any, *, over: tuple[str, ...] = ()
+) -> jax.Array:
     """Every group inside its ball, as a new array."""
-    if out is not None:
-        message = f"out of type {type(out).__name__}: JAX arrays cannot be written into; leave it out, use the result"
-        raise TypeError(message)
-    array = _array(x)
-    groups = _kept_shape(array.shape, axes)
-    bound, small = _bound("max_norm", max_norm, groups), _bound("epsilon", epsilon, groups)
-    return _constrain_one(array, bound, small, axes, ord)
+    return constrain_each([x], [max_norm], [axes], epsilon, ord, [out], overs=[over])[0]
 
 
 def constrain_each(
-    xs: Sequence[Any], max_norms: Sequence[Any], axes: Sequence[tuple], epsilon: Any, ord: float, outs: Sequence[Any]
+    xs: Sequence[Any],
+    max_norms: Sequence[Any],
+    axes: Sequence[tuple],
+    epsilon: Any,
+    ord: float,
+    outs: Sequence[Any],
+    *,
+    overs: Sequence[tuple[str, ...]] | None = None,
 ) -> list[jax.Array]:
-    """Every array as `constrain` would."""
-    jobs = zip(xs, max_norms, axes, outs, strict=True)
-    return [constrain(x, max_norm, own_axes, epsilon, ord, out) for x, max_norm, own_axes, out in jobs]
+    """Every array as `constrain` would: XLA itself merges what they have to send. `overs`: `over` for each array."""
+    results = []
+    each = zip(xs, max_norms, axes, outs, _overs(overs, xs), strict=True)
+    for index, (x, max_norm, own_axes, out, over) in enumerate(each):
+        place = index if len(xs) > 1 else None
+        if out is not None:
+            what = f"{arguments.entry('out', place)} of type {type(out).__name__}"
+            raise TypeError(f"{what}: JAX arrays cannot be written into; leave it out, use the result")
+        array = _array(x, ord, place)
+        groups = tuple(1 if axis in own_axes else length for axis, length in enumerate(array.shape))
+        bound, small = _bound("max_norm", max_norm, groups), _bound("epsilon", epsilon, groups)
+        results.append(_constrain_one(array, bound, small, own_axes, ord, _is_small(bound), over))
+    return results
 
 
-def constrain_total(xs: Sequence[Any], max_norm: Any, epsilon: Any, ord: float) -> tuple[list[jax.Array], jax.Array]:
-    """All arrays as one group inside its ball, and its norm before."""
-    arrays = tuple(_array(x) for x in xs)
+def constrain_total(
+    xs: Sequence[Any], max_norm: Any, epsilon: Any, ord: float, *, overs: Sequence[tuple[str, ...]] | None = None
+) -> tuple[list[jax.Array], jax.Array]:
+    """All arrays as one group inside its ball, and its norm before. `overs`: `over` for each array."""
+    arrays = tuple(_array(x, ord, index) for index, x in enumerate(xs))
     bound, small = _bound("max_norm", max_norm, ()), _bound("epsilon", epsilon, ())
-    constrained, total = _constrain_all(arrays, bound, small, ord)
-    return list(constrained), total
+    constrained, total = _constrain_all(arrays, bound, small, ord, _is_small(bound), _overs(overs, xs))
+    return list(constrained), norm(total, ord)
 
 
-class _Format(NamedTuple):
-    """How a float dtype is laid out."""
-
-    fraction: int  # bits of fraction
-    bias: int
-    integer: type  # the integers of its width
-
-    @property
-    def infinity(self) -> int:
-        return (2 * self.bias + 1) << self.fraction
-
-    @property
-    def digits(self) -> int:
-        return (1 << self.fraction) - 1
-
-    @property
-    def half(self) -> int:
-        """The bits of one half, but for its fraction."""
-        return (self.bias - 1) << self.fraction
-
-    @property
-    def sign(self) -> int:
-        return -(1 << (np.iinfo(self.integer).bits - 1))
-
-    @property
-    def roundoff(self) -> float:
-        return 2.0 ** -(self.fraction + 1)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _norms(xs: tuple, axes: tuple[int, ...], ord: float, overs: tuple) -> jax.Array:
+    if any(x.dtype == np.float64 for x in xs):
+        return exact.norms(xs, axes, ord, overs)
+    return narrow.norms(xs, _NO_BOUND, axes, ord, True, overs)
 
 
-_FORMATS = {
-    "float64": _Format(52, 1023, np.int64),
-    "float32": _Format(23, 127, np.int32),
-    "float16": _Format(10, 15, np.int16),
-    "bfloat16": _Format(7, 127, np.int16),
-}
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _constrain_one(
+    x: jax.Array,
+    bound: jax.Array,
+    epsilon: jax.Array,
+    axes: tuple[int, ...],
+    ord: float,
+    small: bool | None,
+    over: tuple[str, ...],
+) -> jax.Array:
+    if jnp.iscomplexobj(x):
+        bound, epsilon = (v[..., None] if v.ndim else v for v in (bound, epsilon))
+        parts = _constrain_one(_as_real(x), bound, epsilon, (*axes, x.ndim), ord, small, over)
+        return lax.complex(parts[..., 0], parts[..., 1])
+    if x.dtype == np.float64:
+        return exact.constrained((x,), bound, epsilon, axes, ord, (over,))[0][0]
+    norms = narrow.norms((x,), bound, axes, ord, small, (over,))
+    return narrow.rescaled(x, norms, bound, epsilon, _length([[x.shape[axis] for axis in axes]], (over,), ord))
 
 
-class _Plan(NamedTuple):
-    """What becomes of each group, and what its derivative needs."""
-
-    compliant: jax.Array  # or too close to its bound to tell
-    ordinary: jax.Array  # neither compliant nor spoilt: a violator
-    finite: jax.Array
-    factor: jax.Array  # times 2**shift; inf keeps a group as it is, NaN spoils it
-    shift: jax.Array  # whole numbers, but as floats
-    exponent: jax.Array  # of the group's largest entry
-    common: jax.Array  # exponent of norm + epsilon
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _summarise_with_value(x: jax.Array, axes: tuple[int, ...], ord: float) -> Wide:
-    words = _summarise(lax.stop_gradient(x), axes, ord)
-    everything, nothing = np.asarray(np.inf, _work()), np.asarray(0, _work())
-    _, value = _constrained((x,), everything, nothing, axes, ord)
-    return words._replace(value=value)
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _constrain_one(x: jax.Array, bound: jax.Array, epsilon: jax.Array, axes: tuple[int, ...], ord: float) -> jax.Array:
-    return _constrained((x,), bound, epsilon, axes, ord)[0][0]
-
-
-@functools.partial(jax.jit, static_argnums=(3,))
-def _constrain_all(xs: tuple, bound: jax.Array, epsilon: jax.Array, ord: float) -> tuple[tuple, jax.Array]:
-    return _constrained(xs, bound, epsilon, None, ord)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
-def _constrained(xs: tuple, bound: jax.Array, epsilon: jax.Array, axes: tuple[int, ...] | None, ord: float) -> tuple:
-    """The constrained arrays and their norms before. `axes` None: all entries of all arrays are one group."""
-    summary, plan = _plan(xs, bound, epsilon, axes, ord)
-    return tuple(_rescale(x, plan) for x in xs), _norm_as_float(summary, ord)
-
-
-@_constrained.defjvp
-def _constrained_jvp(axes: tuple[int, ...] | None, ord: float, primals: tuple, tangents: tuple) -> tuple:
-    """dy = s (dv - v/(n + epsilon) (dn + d epsilon)) + v/(n + epsilon) dc for violators, with s = c/(n + epsilon).
-
-    In units of the group's largest entry, so that nothing overflows; differentiable itself.
-    """
-    xs, bound, epsilon = primals
-    steps, bound_step, epsilon_step = tangents
-    results = _constrained(xs, bound, epsilon, axes, ord)
-    _, plan = _plan(lax.stop_gradient(xs), lax.stop_gradient(bound), lax.stop_gradient(epsilon), axes, ord)
-    work = plan.factor.dtype
-    steps = [step.astype(work) for step in steps]
-    bound, bound_step = bound.astype(work), bound_step.astype(work)
-    epsilon, epsilon_step = epsilon.astype(work), epsilon_step.astype(work)
-    scaled = [jnp.where(plan.finite, _scaled_value(x, plan), 0) for x in xs]
-
-    def total(terms: list) -> jax.Array:
-        if axes is None:
-            return sum(jnp.sum(term) for term in terms)
-        return jnp.sum(terms[0], axis=axes, keepdims=True)
-
-    if ord == 2:
-        square = total([w * w for w in scaled])
-        length = jnp.sqrt(jnp.where(square > 0, square, 1))
-        direction = [w / length for w in scaled]
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _constrain_all(
+    xs: tuple, bound: jax.Array, epsilon: jax.Array, ord: float, small: bool | None, overs: tuple
+) -> tuple[list, jax.Array]:
+    parts = tuple(_as_real(x) if jnp.iscomplexobj(x) else x for x in xs)
+    if any(x.dtype == np.float64 for x in parts):
+        results, total = exact.constrained(parts, bound, epsilon, None, ord, overs)
     else:
-        direction = [jnp.sign(lax.stop_gradient(w)) for w in scaled]
-        if ord == math.inf:
-            top = [lax.stop_gradient(abs(w)) for w in scaled]
-            peaks = [jnp.max(t, axis=axes, keepdims=axes is not None, initial=0) for t in top]
-            peak = functools.reduce(jnp.maximum, peaks)
-            ties = total([jnp.where(t == peak, 1, 0).astype(work) for t in top])
-            share = 1 / jnp.maximum(ties, 1)
-            direction = [jnp.where(t == peak, d * share, 0) for t, d in zip(top, direction, strict=True)]
-        length = total([d * w for d, w in zip(direction, scaled, strict=True)])
-    norm_step = total([d * step for d, step in zip(direction, steps, strict=True)])
+        total = narrow.norms(parts, bound, None, ord, small, overs)
+        length = _length([x.shape for x in parts], overs, ord)
+        results = tuple(narrow.rescaled(x, total, bound, epsilon, length) for x in parts)
+    pairs = zip(results, xs, strict=True)
+    return [lax.complex(y[..., 0], y[..., 1]) if jnp.iscomplexobj(x) else y for y, x in pairs], total
 
-    ratio = _power_of_two(plan.exponent - plan.common, work)
-    safe_bound = jnp.where(plan.ordinary & (bound < jnp.inf), bound, 0)
-    safe_epsilon = jnp.where(plan.ordinary & (epsilon < jnp.inf), epsilon, 0)
-    denominator = length * ratio + _times_power(safe_epsilon, -plan.common)
-    denominator = jnp.where(plan.ordinary & (denominator > 0), denominator, 1)
-    shrink = jnp.where(epsilon < jnp.inf, _times_power(safe_bound, -plan.common) / denominator, 0)
-    outer = jnp.where(plan.compliant, 1, jnp.where(plan.ordinary, shrink, jnp.nan))
-    inner = jnp.where(plan.ordinary & (epsilon < jnp.inf), ratio / denominator, 0)
-    pull = inner * shrink * (norm_step + epsilon_step)
-    push = inner * bound_step
-    moved = tuple(
-        (outer * step + w * (push - pull)).astype(x.dtype) for step, w, x in zip(steps, scaled, xs, strict=True)
-    )
-    return results, (moved, norm_step)
 
+def _overs(overs: Sequence[tuple[str, ...]] | None, xs: Sequence[Any]) -> tuple[tuple[str, ...], ...]:
+    return ((),) * len(xs) if overs is None else tuple(overs)
 
-@jax.custom_jvp
-def _with_derivative_of(value: jax.Array, other: jax.Array) -> jax.Array:
-    """The one's value with the other's derivative."""
-    return value
 
+def _length(shapes: Sequence[Sequence[int]], overs: Sequence[tuple[str, ...]], ord: float) -> int:
+    """How many entries are added up for a group, on all devices; a largest entry is exact, whatever their number."""
+    if ord == np.inf:
+        return 1
+    parts = [math.prod(map(lax.axis_size, over)) for over in overs]
+    return sum(count * math.prod(shape) for count, shape in zip(parts, shapes, strict=True))
 
-@_with_derivative_of.defjvp
-def _with_derivative_of_jvp(primals: tuple, tangents: tuple) -> tuple:
-    return _with_derivative_of(*primals), tangents[1]
 
+def _as_real(x: jax.Array) -> jax.Array:
+    """A complex array as the pairs of its parts."""
+    return jnp.stack([x.real, x.imag], -1)
 
-def _plan(
-    xs: tuple, bound: jax.Array, epsilon: jax.Array, axes: tuple[int, ...] | None, ord: float
-) -> tuple[Wide, _Plan]:
-    """The decision about every group, and the factor of those that violate."""
-    if axes is None:
-        parts = [_summarise(x, tuple(range(x.ndim)), ord) for x in xs]
-        summary = _merge([Wide(*(part.reshape(()) for part in wide)) for wide in parts], ord)
-    else:
-        summary = _summarise(xs[0], axes, ord)
-    work = summary.high.dtype
-    widest = any(x.dtype == work for x in xs)
-    bound_size, bound_exponent = _mantissa(bound)
-    bound_size = bound_size.astype(work)
-    epsilon_size, epsilon_exponent = _mantissa(epsilon)
-    finite = jnp.isfinite(summary.high)
-    valid = _is_bound(bound) & _is_bound(epsilon) & ~jnp.isnan(summary.high)
-    unbounded = bound == jnp.inf
-    excess, error = _excess(summary, bound_size, bound_exponent, ord)
-    compliant = valid & ((finite & (excess + error <= 0)) | unbounded)
-    # In doubt the group is as good as on its ball: only brought inside, whatever epsilon is.
-    doubtful = valid & finite & ~compliant & (excess - error <= 0)
-    ordinary = valid & finite & ~compliant
 
-    first, second, _ = _norm_words(summary, ord)
-    none = doubtful | (epsilon_exponent == _zero_exponent(epsilon))
-    common = jnp.where(none, summary.exponent, jnp.maximum(summary.exponent, epsilon_exponent))
-    ratio = _power_of_two(summary.exponent - common, work)
-    addend = jnp.where(none, 0, epsilon_size.astype(work) * _power_of_two(epsilon_exponent - common, work))
-    start, error = _two_sum(first * ratio, addend)
-    denominator = start + (error + second * ratio)
-    coarse = _cut(start)
-    fine = (start - coarse) + (error + second * ratio)
-    # One division in two words. A cut quotient times a cut denominator is exact, however the compiler contracts it.
-    quotient = _cut(bound_size / denominator)
-    remainder = ((bound_size - quotient * coarse) - quotient * fine) / denominator
-    roundoff = _FORMATS[work.name].roundoff
-    # The widest dtype rounds the factor and the product to nearest, the others are cut off: only the arithmetic counts.
-    doubt = summary.error / jnp.where(summary.high > 0, summary.high, 1)
-    margin = (2.02 if widest else 8) * roundoff + (0.51 if ord == 2 else 1.01) * doubt
-    factor = jnp.maximum(quotient + (remainder - margin * quotient), 0)
-    # XLA on a CPU works out anew, for every entry, whatever of a group is cheaper than a division (measured: ten times
-    # as long at 1000 x 1000). So what all entries need ends in one.
-    unit = jnp.where(ordinary, 1, 0).astype(work)
-    factor = jnp.where(ordinary, factor, jnp.where(compliant, 1, 0)) / unit
-    shift = (bound_exponent - common - jnp.where((epsilon == jnp.inf) & ~doubtful, 5000, 0)).astype(work) / unit
-    # A zero group has no scale of its own; one that overflows would make its second derivative NaN.
-    exponent = jnp.where(summary.high > 0, summary.exponent, 0)
-    return summary, _Plan(compliant | doubtful, ordinary & ~doubtful, finite, factor, shift, exponent, common)
+def _is_small(bound: Any) -> bool | None:
+    return narrow.is_small(bound) if isinstance(bound, np.ndarray) else None
 
 
-def _excess(summary: Wide, bound: jax.Array, exponent: jax.Array, ord: float) -> tuple[jax.Array, jax.Array]:
-    """How far the norms, squared for ord 2, lie above the bounds, and how wrong that may be; exact where close."""
-    work = summary.high.dtype
-    power = 2 if ord == 2 else 1
-    unit = _power_of_two(power * jnp.clip(summary.exponent - exponent, -40, 2), work)
-    high, low, rest, error = (word * unit for word in summary[:4])
-    if power == 2:
-        coarse = _cut(bound)
-        fine = bound - coarse
-        excess = ((((high - coarse * coarse) - 2 * coarse * fine) + low) - fine * fine) + rest
-    else:
-        excess = ((high - bound) + low) + rest
-    return excess, 1.01 * error
-
-
-def _rescale(x: jax.Array, plan: _Plan) -> jax.Array:
-    """The groups as planned: their own bits, the product, or NaN."""
-    layout = _FORMATS[x.dtype.name]
-    bits = _bits(x)
-    size, exponent = _mantissa(x)
-    ordinary = jnp.isfinite(plan.factor)
-    product = size.astype(plan.factor.dtype) * plan.factor
-    shift = jnp.where(ordinary, plan.shift, 0).astype(np.int32)
-    rescaled = _assemble(product, exponent + shift, x.dtype).astype(layout.integer)
-    rescaled = rescaled | (bits & layout.integer(layout.sign))
-    spoilt = layout.integer(layout.infinity | 1 << (layout.fraction - 1))
-    chosen = jnp.where(ordinary, rescaled, jnp.where(jnp.isnan(plan.factor), spoilt, bits))
-    return lax.bitcast_convert_type(chosen, x.dtype)
-
-
-def _summarise(x: jax.Array, axes: tuple[int, ...], ord: float) -> Wide:
-    """The exact words of a summary; its value is left zero."""
-    work, kept = _work(x.dtype), _kept_shape(x.shape, axes)
-    length = math.prod(x.shape[axis] for axis in axes)
-    if x.size == 0:
-        zero = jnp.zeros(kept, work)
-        return Wide(zero, zero, zero, zero, jnp.full(kept, -5000, np.int32), zero)
-    long = length > LONGEST and ord != math.inf
-    inner, outer = axes, None
-    if long:
-        x, inner, outer = _in_blocks(x, axes, length), (2,), 1
-    magnitude, logarithmic, layout, base = _logarithmic(x)
-    peak = jnp.max(logarithmic, axis=inner if outer is None else (outer, *inner), keepdims=True)
-    finite = peak < layout.infinity
-    exponent = jnp.where(finite, (peak >> layout.fraction) - (layout.bias - 1), 0)
-    offset = exponent << layout.fraction
-    largest = lax.bitcast_convert_type(jnp.where(finite, peak - offset, peak), base).astype(work)
-    largest = jnp.where(peak >> layout.fraction > _zero_exponent_bits(layout), largest, 0)
-    zero = jnp.zeros_like(largest)
-    if ord == math.inf:
-        high, low, rest, error = largest, zero, zero, zero
-    else:
-        tiny = (layout.bias + SMALLEST[base.name]) << layout.fraction
-        scaled = lax.bitcast_convert_type(jnp.maximum(logarithmic, offset + tiny) - offset, base)
-        scaled = jnp.where((magnitude == 0) | ~finite, 0, scaled)
-        # Kept apart, or XLA on a CPU works out the maximum anew for every entry: 2 ms become 12 at 1000 x 1000.
-        scaled = lax.optimization_barrier(scaled).astype(work)
-        narrow = x.dtype != work
-        parts, error, entries = _fixed_point(_powers(scaled, ord, narrow), scaled > 0, inner, outer, length, narrow)
-        if ord == 2:
-            # A lone entry has the norm it is: there no sum can be too long for its words.
-            alone = entries <= 1
-            coarse = _cut(largest)
-            fine = largest - coarse
-            squares = [coarse * coarse, 2 * coarse * fine, fine * fine, *([zero] * len(parts))]
-            parts = [jnp.where(alone, square, part) for square, part in zip(squares, parts + [zero] * 3, strict=False)]
-            error = jnp.where(alone, 0, error)
-        high, low, rest, lost = _add_words(parts)
-        error = error + lost
-    wide = [jnp.where(finite, high, largest), *(jnp.where(finite, word, 0) for word in (low, rest, error))]
-    return Wide(*(word.reshape(kept) for word in [*wide, exponent.astype(np.int32), zero]))
-
-
-def _merge(summaries: Sequence[Wide], ord: float) -> Wide:
-    """The words of a merged summary; its value is left zero."""
-    work = jnp.result_type(*(part.high for part in summaries))
-    exponent = functools.reduce(jnp.maximum, [part.exponent for part in summaries])
-    spoilt = sum(jnp.where(jnp.isfinite(part.high), 0, part.high).astype(work) for part in summaries)
-    power = 2 if ord == 2 else 1
-    parts, error = [], jnp.zeros_like(spoilt)
-    for part in summaries:
-        unit = _power_of_two(power * jnp.maximum(part.exponent - exponent, SMALLEST[work.name]), work)
-        finite = jnp.isfinite(part.high)
-        parts.append([jnp.where(finite, word.astype(work) * unit, 0) for word in part[:3]])
-        error = error + jnp.where(finite, part.error.astype(work) * unit, 0)
-    if ord == math.inf:
-        high = functools.reduce(jnp.maximum, [part[0] for part in parts])
-        low = rest = jnp.zeros_like(high)
-    else:
-        high, low, rest, lost = _add_words([part[word] for word in range(3) for part in parts])
-        error = error + lost
-    whole = jnp.isfinite(spoilt)
-    words = [jnp.where(whole, high, spoilt), *(jnp.where(whole, word, 0) for word in (low, rest, error))]
-    return Wide(*[*words, jnp.where(whole, exponent, 0), jnp.zeros_like(spoilt)])
-
-
-def _norm_words(summary: Wide, ord: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The norms in two words, the first cut short, and as one; times 2**exponent."""
-    ordinary = (summary.high > 0) & jnp.isfinite(summary.high)
-    high = jnp.where(ordinary, summary.high, 1)
-    low, rest = (jnp.where(ordinary, word, 0) for word in (summary.low, summary.rest))
-    if ord != 2:
-        first = _cut(high)
-        second = ((high - first) + low) + rest
-    else:
-        root = jnp.sqrt(high)
-        first = _cut(root)
-        second = (((high - first * first) + low) + rest) / (first + root)
-    return first, second, jnp.where(ordinary, first + second, summary.high)
-
-
-def _norm_as_float(summary: Wide, ord: float) -> jax.Array:
-    """The norms as one float each; inf beyond the largest."""
-    _, _, norms = _norm_words(summary, ord)
-    work = norms.dtype
-    layout = _FORMATS[work.name]
-    ordinary = (norms > 0) & jnp.isfinite(norms)
-    bits = _assemble(jnp.where(ordinary, norms, 1), summary.exponent, work)
-    return jnp.where(ordinary, lax.bitcast_convert_type(bits.astype(layout.integer), work), norms)
-
-
-def _powers(scaled: jax.Array, ord: float, narrow: bool) -> list[jax.Array]:
-    """Each entry, or the exact terms of its square, largest first."""
-    if ord == 1:
-        return [scaled]
-    if narrow:
-        return [scaled * scaled]
-    coarse = _cut(scaled)
-    fine = scaled - coarse
-    return [coarse * coarse, 2 * coarse * fine, fine * fine]
-
-
-def _fixed_point(
-    terms: list[jax.Array], present: jax.Array, inner: tuple[int, ...], outer: int | None, length: int, narrow: bool
-) -> tuple[list[jax.Array], jax.Array, jax.Array]:
-    """The sum of terms in [0, 1] as exact parts, largest first; how far off it may be; how many are present.
-
-    Whole multiples of 2**-first and of 2**-second add exactly; what is smaller adds in floating point.
-    """
-    work = terms[0].dtype
-    count = length if outer is None else BLOCK
-    wide = work == np.float64
-    # Whole numbers add up in float64 itself: it converts to integers one at a time on most processors.
-    first = (52 if wide else 30) - count.bit_length()
-    step = 25 if wide else 11
-    integer = np.int64 if wide else np.int32
-
-    def whole_and_rest(term: jax.Array, unit: int) -> tuple[jax.Array, jax.Array]:
-        number = term * (2.0**unit)
-        whole = jnp.floor(number)
-        return whole if wide else whole.astype(integer), number - whole
-
-    whole, rest = whole_and_rest(terms[0], first)
-    limbs, units = [whole], [first]
-    if not (wide and narrow):
-        whole, rest = whole_and_rest(rest, step)
-        units.append(first + step)
-        if len(terms) == 3:
-            other, other_rest = whole_and_rest(terms[1], units[-1])
-            whole, rest = whole + other, (rest + other_rest) + terms[2] * (2.0 ** units[-1])
-        limbs.append(whole)
-    *limbs, rest, entries = _totals([*limbs, rest, present.astype(np.int32)], inner)
-    roundoff = _FORMATS[work.name].roundoff
-    limbs = [limb.astype(integer) for limb in limbs]
-    slack = 1.01 * (count + 4) * roundoff
-    if outer is None:
-        rest = rest * (2.0 ** -units[-1])
-        return [*_as_parts(limbs, units, work), rest], slack * rest, entries
-    # Blocks: what is left of each becomes a third limb, and what is left of that only counts as an error.
-    last = 30 if wide else 13
-    number = rest * (2.0**last)
-    whole = jnp.floor(number)
-    uncertain = slack * number + 1.01 * (number - whole)
-    units = [0, *units, units[-1] + last]
-    limbs = _add_limbs([jnp.zeros_like(limbs[0]), *limbs, whole.astype(integer)], units, outer, wide)
-    # A tenth more, as this sum over blocks is rounded itself.
-    error = 1.1 * jnp.sum(uncertain, axis=outer, keepdims=True) * (2.0 ** -units[-1])
-    return _as_parts(limbs, units, work), error, jnp.sum(entries, axis=outer, keepdims=True, dtype=np.int32)
-
-
-def _totals(terms: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:
-    """Sums over the same axes in one pass: XLA on a CPU needs 3 to 40 times as long for separate ones."""
-    kept = _kept_shape(terms[0].shape, axes)
-    zeros = tuple(np.zeros((), term.dtype) for term in terms)
-    totals = lax.reduce(tuple(terms), zeros, lambda a, b: tuple(p + q for p, q in zip(a, b, strict=True)), axes)
-    return [total.reshape(kept) for total in totals]
-
-
-def _add_limbs(limbs: list[jax.Array], units: list[int], axis: int, wide: bool) -> list[jax.Array]:
-    """Sums over an axis of numbers written in limbs, each a whole multiple of 2**-unit, with carries."""
-
-    def carry(limbs: list[jax.Array]) -> list[jax.Array]:
-        limbs = list(limbs)
-        for index in range(len(limbs) - 1, 0, -1):
-            digits = units[index] - units[index - 1]
-            limbs[index - 1] = limbs[index - 1] + (limbs[index] >> digits)
-            limbs[index] = limbs[index] & ((1 << digits) - 1)
-        return limbs
-
-    chunk = 1 << ((62 if wide else 30) - max(b - a for a, b in itertools.pairwise(units)))
-    limbs = carry(limbs)
-    while limbs[0].shape[axis] > 1:
-        size = min(chunk, limbs[0].shape[axis])
-        limbs = carry([jnp.sum(_split_axis(limb, axis, size), axis=axis + 1, dtype=limb.dtype) for limb in limbs])
-    return limbs
-
-
-def _as_parts(limbs: list[jax.Array], units: list[int], work: np.dtype) -> list[jax.Array]:
-    """Whole multiples of 2**-unit as floats, two each, exactly."""
-    parts = []
-    for limb, unit in zip(limbs, units, strict=True):
-        lower = limb & ((1 << (26 if work == np.float64 else 12)) - 1)
-        parts += [(limb - lower).astype(work) * (2.0**-unit), lower.astype(work) * (2.0**-unit)]
-    return parts
-
-
-def _add_words(parts: list[jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The sum of parts in three words, and a bound of what was lost: zero where nothing was."""
-    high = parts[0]
-    low = rest = lost = jnp.zeros_like(high)
-    for part in parts[1:]:
-        high, error = _two_sum(high, part)
-        low, error = _two_sum(low, error)
-        rest, error = _two_sum(rest, error)
-        lost = lost + abs(error)
-    high, low = _two_sum(high, low)
-    low, rest = _two_sum(low, rest)
-    return high, low, rest, 2 * lost
-
-
-def _two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A + b and its rounding error (Knuth)."""
-    total = a + b
-    part = total - a
-    return total, (a - (total - part)) + (b - part)
-
-
-def _cut(x: jax.Array) -> jax.Array:
-    """The upper half of the digits: the products of such numbers are exact."""
-    layout = _FORMATS[x.dtype.name]
-    keep = ~layout.integer((1 << (layout.fraction + 2) // 2) - 1)
-    return lax.bitcast_convert_type(_bits(x) & keep, x.dtype)
-
-
-def _bits(x: jax.Array) -> jax.Array:
-    return lax.bitcast_convert_type(x, _FORMATS[x.dtype.name].integer)
-
-
-def _logarithmic(x: jax.Array) -> tuple[jax.Array, jax.Array, _Format, np.dtype]:
-    """Bits of |x|, in float32 if x is narrower; the same with subnormal numbers written as normal ones; the layout.
-
-    The second form reads as an exponent, possibly negative, before a fraction, and orders as |x| does.
-    """
-    base = np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
-    layout = _FORMATS[base.name]
-    magnitude = _bits(x.astype(base)) & layout.integer(layout.sign ^ -1)
-    # A subnormal number is its digits times 2**(1 - bias - fraction).
-    one = layout.integer((layout.bias + layout.fraction) << layout.fraction)
-    digits = lax.bitcast_convert_type(magnitude | one, base) - 2.0**layout.fraction
-    lifted = _bits(digits) - layout.integer((layout.bias + layout.fraction - 1) << layout.fraction)
-    return magnitude, jnp.where(magnitude <= layout.digits, lifted, magnitude), layout, base
-
-
-def _mantissa(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """|x| as a mantissa in [1/2, 1) and an exponent; zero as one half and an exponent below all others."""
-    _, logarithmic, layout, base = _logarithmic(x)
-    size = lax.bitcast_convert_type((logarithmic & layout.digits) | layout.integer(layout.half), base)
-    return size, ((logarithmic >> layout.fraction) - (layout.bias - 1)).astype(np.int32)
-
-
-def _zero_exponent_bits(layout: _Format) -> int:
-    return -(layout.bias + layout.fraction - 1)
-
-
-def _zero_exponent(x: jax.Array) -> int:
-    """The exponent that `_mantissa` gives a zero."""
-    layout = _FORMATS["float64" if x.dtype == np.float64 else "float32"]
-    return _zero_exponent_bits(layout) - (layout.bias - 1)
-
-
-def _assemble(size: jax.Array, exponent: jax.Array, dtype: np.dtype) -> jax.Array:
-    """Bits of size * 2**exponent in dtype, cut off towards zero, inf if too large; size positive and normal."""
-    source, target = _FORMATS[size.dtype.name], _FORMATS[np.dtype(dtype).name]
-    bits = _bits(size) >> (source.fraction - target.fraction)
-    bits = bits - source.integer((source.bias - target.bias) << target.fraction)
-    if target.integer != np.int64:
-        bits = bits.astype(np.int32)
-    exponent = jnp.clip(exponent, -2100 if target.integer == np.int64 else -200, None).astype(bits.dtype)
-    field = (bits >> target.fraction) + exponent
-    normal = bits + (exponent << target.fraction)
-    digits = (bits & target.digits) | (1 << target.fraction)
-    subnormal = digits >> jnp.clip(1 - field, 0, 31 if bits.dtype == np.int32 else 63)
-    return jnp.where(field >= 2 * target.bias + 1, target.infinity, jnp.where(field >= 1, normal, subnormal))
-
-
-def _scaled_value(x: jax.Array, plan: _Plan) -> jax.Array:
-    """X in units of 2**exponent of its group: subnormal numbers too, with a derivative."""
-    work = plan.factor.dtype
-    size, exponent = _mantissa(lax.stop_gradient(x))
-    exact = size.astype(work) * _power_of_two(exponent - plan.exponent, work)
-    exact = jnp.where(_bits(x) < 0, -exact, exact)
-    exact = jnp.where(exponent > _zero_exponent(x), exact, 0)
-    return _with_derivative_of(exact, _times_power(x.astype(work), -plan.exponent))
-
-
-def _power_of_two(exponent: jax.Array, dtype: np.dtype) -> jax.Array:
-    """2**exponent, kept within the normal range."""
-    layout = _FORMATS[np.dtype(dtype).name]
-    field = jnp.clip(exponent, 1 - layout.bias, layout.bias).astype(layout.integer) + layout.bias
-    return lax.bitcast_convert_type(field << layout.fraction, dtype)
-
-
-def _times_power(x: jax.Array, exponent: jax.Array) -> jax.Array:
-    """X * 2**exponent in two steps, each within range if the result is."""
-    half = exponent >> 1
-    return (x * _power_of_two(half, x.dtype)) * _power_of_two(exponent - half, x.dtype)
-
-
-def _is_bound(value: jax.Array) -> jax.Array:
-    """Whether it is >= 0 and not NaN, without reading subnormal numbers as zero."""
-    layout = _FORMATS[value.dtype.name]
-    bits = _bits(value)
-    return ((bits >= 0) & (bits <= layout.integer(layout.infinity))) | (bits == layout.integer(layout.sign))
-
-
-def _work(dtype: Any = np.float32) -> np.dtype:
-    """The float that sums are kept in: float64, or float32 without 64-bit mode."""
-    return np.promote_types(jnp.result_type(float), np.float64 if dtype == np.float64 else np.float32)
-
-
-def _in_blocks(x: jax.Array, axes: tuple[int, ...], length: int) -> jax.Array:
-    """X as (before, blocks, BLOCK, after), padded with zeros: no copy where the axes lie together."""
-    together = axes == tuple(range(axes[0], axes[-1] + 1))
-    if not together:
-        x = jnp.moveaxis(x, axes, range(x.ndim - len(axes), x.ndim))
-        axes = tuple(range(x.ndim - len(axes), x.ndim))
-    before = math.prod(x.shape[: axes[0]])
-    return _split_axis(x.reshape(before, length, -1), 1, BLOCK)
-
-
-def _split_axis(x: jax.Array, axis: int, size: int) -> jax.Array:
-    """One axis as two, the second of length `size`, padded with zeros."""
-    length = x.shape[axis]
-    pieces = -(-length // size)
-    padding = [(0, pieces * size - length if index == axis else 0) for index in range(x.ndim)]
-    if pieces * size != length:
-        x = jnp.pad(x, padding)
-    return x.reshape(*x.shape[:axis], pieces, size, *x.shape[axis + 1 :])
-
-
-def _kept_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(1 if axis in axes else length for axis, length in enumerate(shape))
-
-
-def _array(x: Any) -> jax.Array:
+def _array(x: Any, ord: float, index: int | None = None) -> jax.Array:
     """X as a JAX array of a dtype that has a norm ball here."""
     name = str(getattr(x, "dtype", type(x).__name__))
+    what = arguments.entry("tensor_var", index)
     if name not in arguments.REAL_FLOATS:
-        raise arguments.wrong_dtype(name)
+        if name not in ("complex64", "complex128"):
+            raise arguments.wrong_dtype(name, what)
+        if ord != 2:
+            message = f"ord={ord!r}: a complex array has order 2 only; for {what} pass its modulus, or ord=2"
+            raise ValueError(message)
     return jnp.asarray(x)
 
 
@@ -673,14 +182,14 @@ def _bound(name: str, value: Any, groups: tuple[int, ...]) -> jax.Array:
         array = np.asarray(value)
         if not (array >= 0).all():
             raise arguments.negative_bound(name, array[~(array >= 0)].flat[0])
-        fits = array.dtype.name in _FORMATS and array.dtype.itemsize <= _work().itemsize
+        fits = array.dtype.name in arguments.REAL_FLOATS and array.dtype.itemsize <= _work().itemsize
         return array if fits else _round_down(array)
     if jnp.issubdtype(dtype, jnp.integer):
         # Cut the lowest bits of what is too long, so that the conversion is exact.
         used = np.iinfo(dtype).bits - lax.clz(value).astype(np.int32)
-        excess = jnp.maximum(used - (_FORMATS[_work().name].fraction + 1), 0).astype(dtype)
+        excess = jnp.maximum(used - (jnp.finfo(_work()).nmant + 1), 0).astype(dtype)
         return jnp.where(value < 0, -1, lax.shift_left(lax.shift_right_logical(value, excess), excess)).astype(_work())
-    return value if np.dtype(dtype).name in _FORMATS else value.astype(_work())
+    return value if np.dtype(dtype).name in arguments.REAL_FLOATS else value.astype(_work())
 
 
 def _round_down(array: np.ndarray) -> np.ndarray:
@@ -693,3 +202,8 @@ def _round_down(array: np.ndarray) -> np.ndarray:
     else:
         above = rounded.astype(array.dtype) > array
     return np.where(above, np.nextafter(rounded, work.type(0)), rounded)
+
+
+def _work() -> np.dtype:
+    """The float that bounds and norms are handed over in: float64, or float32 without 64-bit mode."""
+    return np.dtype(jnp.result_type(float))

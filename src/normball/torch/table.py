@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from normball.table import as_text
 from normball.torch.weights import Weight, lookup
 
 _HEADER = ("name", "layer", "shape", "layout", "axes", "bound")
-_SHOWN = 6  # names of what is left out for one reason
 
 
 class Row(NamedTuple):
@@ -29,11 +29,7 @@ class Table:
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        cells = [_HEADER, *map(_cells, self.rows)] if self.rows else []
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
-        lines += [f"left out, {reason}: {_some(names)}" for reason, names in self.left_out.items()]
-        return "\n".join(lines)
+        return as_text(_HEADER, map(_cells, self.rows), self.left_out)
 
     __repr__ = __str__
 
@@ -50,12 +46,6 @@ def table(weights: Iterable[Weight], max_norm: Any) -> Table:
             reason = "no max_norm for it" if weight.layout else weight.reason or "no match"
             result.left_out.setdefault(reason, []).append(name)
     return result
-
-
-def _some(names: list[str]) -> str:
-    """The names, where they are few."""
-    more = len(names) - _SHOWN
-    return ", ".join(names) if more <= 0 else f"{', '.join(names[:_SHOWN])} and {more} more"
 
 
 def _cells(row: Row) -> tuple[str, ...]:
