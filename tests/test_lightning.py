@@ -247,7 +247,11 @@ def test_learning_rate_finder_trains_inside_training(tmp_path, monkeypatch):
 def test_older_name_of_the_same_package():
     older = pytest.importorskip("pytorch_lightning", reason="pytorch_lightning is not installed")
 
-    body = {name: value for name, value in vars(Model).items() if name in ("training_step", "configure_optimizers", "train_dataloader")}
+    body = {
+        name: value
+        for name, value in vars(Model).items()
+        if name in ("training_step", "configure_optimizers", "train_dataloader")
+    }
 
     def start(self):
         older.LightningModule.__init__(self)
@@ -259,7 +263,11 @@ def test_older_name_of_the_same_package():
         older.LightningModule.optimizer_step(self, *args, **kwargs)
         self.steps.judge(self)
 
-    kind = type("Older", (ours.ClipGradNorm, older.LightningModule), {**body, "__init__": start, "optimizer_step": optimizer_step})
+    kind = type(
+        "Older",
+        (ours.ClipGradNorm, older.LightningModule),
+        {**body, "__init__": start, "optimizer_step": optimizer_step},
+    )
     model = kind()
     trainer = older.Trainer(max_epochs=1, callbacks=[ours.MaxNorm(BOUND)], gradient_clip_val=0.1, **QUIET)
     trainer.fit(model)
@@ -323,7 +331,7 @@ def test_gradients_are_inside_before_every_step(algorithm):
     trainer = fitted(model, gradient_clip_val=bound, gradient_clip_algorithm=algorithm)
     assert len(model.seen) == 8
     clipped = [total_norm(came) > Fraction(bound) for came, _ in model.seen]
-    assert 0 < sum(clipped)
+    assert sum(clipped) > 0
     for came, seen in model.seen:
         assert total_norm(seen) <= Fraction(bound)
         if total_norm(came) <= Fraction(bound):
@@ -343,7 +351,9 @@ def test_gradients_within_the_bound_keep_their_bits(kind, kept):
     assert all(torch.equal(a, b) for came, seen in model.seen for a, b in zip(came, seen, strict=True)) == kept
 
 
-@pytest.mark.parametrize("settings", [{}, {"gradient_clip_val": 0}, {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"gradient_clip_val": 0}, {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}]
+)
 def test_the_rest_is_lightnings_own(settings):
     model, theirs = Clipped(), Theirs()
     trainer = fitted(model, **settings)

@@ -45,10 +45,9 @@ def one_thread():
 
 def gpt2():
     torch.manual_seed(0)
-    config = GPT2Config(
-        **{"vocab_size": 16, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2, "initializer_range": 0.4},
-        **{"bos_token_id": 0, "eos_token_id": 0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-    )
+    size = {"vocab_size": 16, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    config = GPT2Config(**size, **no_dropout, initializer_range=0.4, bos_token_id=0, eos_token_id=0)
     return GPT2LMHeadModel(config)
 
 
@@ -194,7 +193,10 @@ def test_a_second_run_has_the_second_bound_alone(tmp_path):
     "callback, message",
     [
         (lambda: ours.MaxNormCallback(-1.0), "max_norm=-1.0: must be"),
-        (lambda: ours.MaxNormCallback(1.0, match="nothing.*"), "match='nothing.*': matches no parameter; the model has"),
+        (
+            lambda: ours.MaxNormCallback(1.0, match="nothing.*"),
+            "match='nothing.*': matches no parameter; the model has",
+        ),
         (lambda: ours.MaxNormCallback({"*.bias": 1.0}), "model: MaxNormCallback({'*.bias': 1.0}) finds nothing"),
         (lambda: ours.ClipGradNormCallback(-1.0), "max_norm=-1.0: must be"),
         (lambda: ours.ClipGradNormCallback(1.0, 3), "norm_type=3: must be"),
@@ -274,7 +276,9 @@ def test_examples():
 
 def test_missing_package_says_what_to_install():
     hide = "import sys; sys.modules['transformers'] = None"
-    run = subprocess.run([sys.executable, "-c", f"{hide}; import normball.transformers"], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", f"{hide}; import normball.transformers"], capture_output=True, text=True
+    )
     assert run.stderr.splitlines()[-1] == (
         "ImportError: normball.transformers needs PyTorch and transformers: pip install 'normball[transformers]'"
     )

@@ -107,11 +107,13 @@ class ClipGradNorm:
     """
 
     def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+        self: Any, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) and hasattr(optimizer, "_step_supports_amp_scaling")
+        precision = self.trainer.precision_plugin
+        # A fused optimizer unscales in its step, after clipping; Lightning refuses that.
+        scaled = getattr(precision, "scaler", None) and getattr(optimizer, "_step_supports_amp_scaling", False)
         if not gradient_clip_val or gradient_clip_algorithm not in (None, "norm") or scaled:
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            theirs = super().configure_gradient_clipping  # type: ignore[misc]
+            theirs(optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
-            parameters = self.trainer.precision_plugin.main_params(optimizer)
-            self.log("grad_norm", torch.clip_grad_norm_(parameters, gradient_clip_val))
+            self.log("grad_norm", torch.clip_grad_norm_(precision.main_params(optimizer), gradient_clip_val))

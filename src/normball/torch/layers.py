@@ -1,4 +1,4 @@
-"""How each layer of `torch.nn`, and one of transformers', stores its weights, and the axes that one unit's incoming weights lie along.
+"""How each layer of `torch.nn` stores its weights, and the axes that one unit's incoming weights lie along.
 
 The only list of layers. A weight of a layer that is not here has no incoming axes until somebody names them.
 """
