@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
@@ -231,6 +232,33 @@ def test_a_second_fit_has_the_second_bound_alone():
     fitted(model, [maxnorm])
     assert too_long(model, AXES, 0.01) == set(AXES)
     assert len(optimizer._optimizer_step_post_hooks) == 0
+
+
+TWO_PROCESSES = """
+import warnings
+warnings.simplefilter("ignore")
+import test_lightning as test
+test.torch.set_num_threads(1)
+
+class Model(test.Model):
+    def on_train_end(self):
+        weights = [parameter.double().sum().item() for parameter in self.parameters()]
+        print(f"\\nresult {self.steps.count} {sorted(self.steps.broken)} {weights}", flush=True)
+
+for callbacks in ([test.ours.MaxNorm(test.BOUND)], []):
+    test.fitted(Model(), callbacks, strategy="ddp_fork", devices=2)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks two processes, as Linux can")
+def test_two_processes_take_the_same_steps():
+    """DistributedDataParallel: each rank constrains by itself, and all end with the same weights. Without, none does."""
+    run = subprocess.run([sys.executable, "-c", TWO_PROCESSES], capture_output=True, text=True, cwd=Path(__file__).parent)
+    results = [line for line in run.stdout.splitlines() if line.startswith("result")]
+    assert len(results) == 4, run.stderr
+    constrained, free = set(results[:2]), set(results[2:])  # those of two ranks are equal
+    assert [line[:12] for line in constrained] == ["result 4 [] "]
+    assert [line.startswith(f"result 4 {sorted(AXES)}") for line in free] == [True]
 
 
 def test_learning_rate_finder_trains_inside_training(tmp_path, monkeypatch):
