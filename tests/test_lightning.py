@@ -16,7 +16,7 @@ pytest.importorskip("lightning", reason="lightning is not installed")
 import lightning.pytorch as lightning  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
-from trainers import Steps, too_long, total_norm  # noqa: E402
+from trainers import Steps, run_guide, too_long, total_norm  # noqa: E402
 
 import normball.lightning as ours  # noqa: E402
 import normball.torch  # noqa: E402
@@ -253,7 +253,9 @@ for callbacks in ([test.ours.MaxNorm(test.BOUND)], []):
 @pytest.mark.skipif(sys.platform != "linux", reason="forks two processes, as Linux can")
 def test_two_processes_take_the_same_steps():
     """DistributedDataParallel: each rank constrains by itself, and all end with the same weights. Without, none does."""
-    run = subprocess.run([sys.executable, "-c", TWO_PROCESSES], capture_output=True, text=True, cwd=Path(__file__).parent)
+    run = subprocess.run(
+        [sys.executable, "-c", TWO_PROCESSES], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
     results = [line for line in run.stdout.splitlines() if line.startswith("result")]
     assert len(results) == 4, run.stderr
     constrained, free = set(results[:2]), set(results[2:])  # those of two ranks are equal
@@ -419,6 +421,15 @@ def test_scaled_gradients_are_not_clipped():
 def test_examples():
     result = doctest.testmod(ours)
     assert (result.failed, result.attempted > 10) == (0, True)
+
+
+def test_guide(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    trainer = run_guide("Lightning")["trainer"]
+    axes = {"net.0.weight": (1,), "net.2.weight": (1,)}
+    assert too_long(trainer.lightning_module, axes, 1.0) == set()
+    assert trainer.global_step == 8
+    assert "net.2.weight  Linear  (2, 16)  (out, in)  1     1.0" in capsys.readouterr().out
 
 
 def test_missing_package_says_what_to_install():

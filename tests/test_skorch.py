@@ -20,7 +20,7 @@ from sklearn.model_selection import GridSearchCV  # noqa: E402
 from skorch import NeuralNet, NeuralNetClassifier  # noqa: E402
 from skorch.callbacks import Callback, GradientNormClipping  # noqa: E402
 from torch import nn  # noqa: E402
-from trainers import Steps, too_long, total_norm  # noqa: E402
+from trainers import Steps, run_guide, too_long, total_norm  # noqa: E402
 
 import normball.skorch as ours  # noqa: E402
 import normball.torch  # noqa: E402
@@ -313,6 +313,12 @@ def test_clipping_clones():
 def test_examples():
     result = doctest.testmod(ours)
     assert (result.failed, result.attempted > 5) == (0, True)
+
+
+def test_guide():
+    search = run_guide("skorch")["search"]
+    assert search.best_params_ == {"callbacks__MaxNorm__max_norm": 3.0}
+    assert too_long(search.best_estimator_.module_, AXES, 3.0) == set()
 
 
 def test_missing_package_says_what_to_install():

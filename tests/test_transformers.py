@@ -14,7 +14,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("accelerate", reason="accelerate, which transformers' Trainer needs, is not installed")
 
 import transformers  # noqa: E402
-from trainers import Steps, too_long, total_norm  # noqa: E402
+from trainers import Steps, run_guide, too_long, total_norm  # noqa: E402
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments  # noqa: E402
 
 import normball.torch  # noqa: E402
@@ -272,6 +272,14 @@ def test_examples():
     transformers.utils.logging.set_verbosity_error()  # on token ids that this model does not have
     result = doctest.testmod(ours)
     assert (result.failed, result.attempted > 5) == (0, True)
+
+
+def test_guide(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = run_guide("transformers")["model"]
+    assert too_long(model, {name: axes for name, axes in AXES.items() if ".h.0." in name}, 0.5) == set()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "transformer.h.0.mlp.c_fc.weight Conv1D (16, 64) (in, out) 0 0.5" in shown
 
 
 def test_missing_package_says_what_to_install():

@@ -3,7 +3,9 @@
 Knows no table of layers: each test says along which axes the incoming weights of its own model lie.
 """
 
+import re
 from fractions import Fraction
+from pathlib import Path
 
 from oracle import exact_norm, groups_of
 
@@ -37,3 +39,12 @@ class Steps:
     @property
     def broken(self):
         return set().union(*self.found)
+
+
+def run_guide(section):
+    """Run the program in a section of docs/trainers.md; its names."""
+    guide = (Path(__file__).parent.parent / "docs" / "trainers.md").read_text()
+    [program] = re.findall(rf"^## {section}\n\n```python\n(.*?)```", guide, re.M | re.S)
+    names = {}
+    exec(compile(program, f"docs/trainers.md, {section}", "exec"), names)
+    return names
