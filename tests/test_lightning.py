@@ -145,6 +145,14 @@ def test_what_complies_keeps_its_bits():
     assert same(before, bits(model))
 
 
+def test_two_of_them():
+    """Each with its own weights, as one would write it without a mapping."""
+    model = Model()
+    fitted(model, [ours.MaxNorm(0.1, match="net.0.*"), ours.MaxNorm(BOUND, match="net.2.*")])
+    assert model.steps.broken == set()
+    assert too_long(model, AXES, 0.1) == {"net.2.weight"}
+
+
 class Adversaries(Model):
     """A GAN: two optimizers, stepped by hand."""
 

@@ -183,8 +183,10 @@ def test_a_second_run_has_the_second_bound_alone(tmp_path):
 
     with pytest.raises(RuntimeError, match="stop"):
         trainer(callback, Stop()).train()
+    assert len(optimizer._optimizer_step_post_hooks) == 1
     callback.max_norm = BOUND
     trainer(callback).train()
+    assert len(optimizer._optimizer_step_post_hooks) == 0
     assert too_long(model, AXES, BOUND) == set()
     assert too_long(model, AXES, 0.01) == set(AXES)
 
@@ -251,6 +253,17 @@ def test_gradients_are_inside_can_fail(tmp_path):
         return sum(not all(map(torch.equal, a, b)) for a, b in zip(free.gradients, gradients, strict=True))
 
     assert (changed(theirs.gradients), changed(came.gradients), changed(seen.gradients)) == (1, 0, 0)
+
+
+def test_other_norms_and_a_schedule(tmp_path):
+    class Tighten(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            clip.max_norm = 1.0 / (1 + state.global_step)
+
+    clip, after = ours.ClipGradNormCallback(1.0, 1), Judge()
+    trained(tmp_path, [Tighten(), clip, after], max_grad_norm=0)
+    sums = [sum(Fraction(v) for g in seen for v in g.double().abs().flatten().tolist()) for seen in after.gradients]
+    assert all(Fraction(0.9) / (1 + step) < total <= Fraction(1.0 / (1 + step)) for step, total in enumerate(sums))
 
 
 def test_gradients_that_are_not_finite_are_skipped(tmp_path):
