@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits  # noqa: E402
 from sklearn.model_selection import GridSearchCV  # noqa: E402
 from skorch import NeuralNet, NeuralNetClassifier  # noqa: E402
 from skorch.callbacks import Callback, GradientNormClipping  # noqa: E402
+from skorch.hf import AccelerateMixin  # noqa: E402
 from torch import nn  # noqa: E402
 from trainers import Steps, run_guide, too_long, total_norm  # noqa: E402
 
@@ -184,6 +185,26 @@ def test_several_modules_and_optimizers(match, free):
     settings = {"criterion": nn.MSELoss, "train_split": None, "verbose": 0, "batch_size": 60, "max_epochs": 1}
     Pair(network, callbacks=[Judge, ours.MaxNorm(0.2, match=match)], **settings).fit(X, np.zeros((300, 3), np.float32))
     assert Judge.found == [free] * 5
+
+
+def test_accelerates_optimizers():
+    """A wrapper without hooks, around one that has them."""
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+
+    class Accelerated(AccelerateMixin, NeuralNetClassifier):
+        pass
+
+    judge, state = Judge(), accelerate.state
+    settings = {"max_epochs": 1, "lr": 0.5, "batch_size": 60, "train_split": None, "verbose": 0}
+    try:
+        accelerator = accelerate.Accelerator(cpu=True)
+        settings |= {"criterion": nn.CrossEntropyLoss, "accelerator": accelerator}
+        net = Accelerated(network, callbacks=[judge, ours.MaxNorm(BOUND)], **settings).fit(X, Y)
+    finally:
+        for shared in (state.AcceleratorState, state.GradientState):  # which outlive an Accelerator
+            shared._reset_state()
+    assert not hasattr(net.optimizer_, "_optimizer_step_post_hooks")
+    assert (judge.steps_.count, judge.steps_.broken) == (5, set())
 
 
 # --- scikit-learn's manners
