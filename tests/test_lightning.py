@@ -260,7 +260,7 @@ for callbacks in ([test.ours.MaxNorm(test.BOUND)], []):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks two processes, as Linux can")
 def test_two_processes_take_the_same_steps():
-    """DistributedDataParallel: each rank constrains by itself, all end with the same weights; free, all are too long."""
+    """DistributedDataParallel: each rank constrains by itself, all end with the same weights; free, none does."""
     run = subprocess.run(
         [sys.executable, "-c", TWO_PROCESSES], capture_output=True, text=True, cwd=Path(__file__).parent
     )
