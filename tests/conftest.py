@@ -266,6 +266,7 @@ LEFT_OUT += [
     for name in (
         *("pytensor", "pymc", "jax", "optax", "flax", "equinox", "torch", "ml_dtypes"),
         *("array_api_strict", "dask", "xarray", "mlx"),
+        *("lightning", "transformers", "accelerate", "skorch", "tensorflow"),
     )
     if not installed(name)
 ]

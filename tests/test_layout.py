@@ -35,19 +35,30 @@ KNOWS = {
     "optax": set(),
     "flax": set(),
     "equinox": set(),
-    "torch": {"backends/pytensor_links.py", *(f"backends/torch{part}.py" for part in TORCH)},
+    "torch": {"skorch.py", "backends/pytensor_links.py", *(f"backends/torch{part}.py" for part in TORCH)},
     "dask": {"backends/array_api.py", "backends/array_api_dask.py"},
     "array_api_compat": {"backends/array_api_portable.py"},
     "xarray": set(),
+    "lightning": set(),
+    "pytorch_lightning": {"lightning.py"},  # an older name of the same
+    "transformers": set(),
+    "accelerate": set(),
+    "skorch": set(),
     "numba": {"backends/pytensor_links.py", "backends/pytensor_numba.py"},
 }
 HEAVY = {"pytensor", "pymc", "jax", "optax", "torch", "numba", "ml_dtypes", "scipy", "keras"} | {
+    "lightning",
+    "transformers",
+    "skorch",
     "array_api_compat",
     "dask",
     "xarray",
 }
 # What a file may import of ours: a level may reach down, never up, and the last three stand alone.
 LEVELS = [
+    "lightning",
+    "transformers",
+    "skorch",
     "torch",
     "optax",
     "jax",

@@ -81,6 +81,34 @@ def largest(maxnorm, model):
     return max(float(norms.max()) for norms in maxnorm.norms(model).values())
 
 
+def test_several_optimizers():
+    """One constraint on all that have one of its weights; one print that knows them all."""
+    model, stranger = network(), torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+    parts = [torch.optim.SGD(model[index].parameters(), lr=0.1) for index in (0, 2, 4)]
+    maxnorm = MaxNorm(0.3)
+    handles = maxnorm.attach_each(iter([stranger, *parts]), model)
+    assert len(handles) == 3
+    assert [line.split()[0] for line in str(maxnorm).splitlines()[2:5]] == ["0.weight", "2.weight", "4.weight"]
+    model(batch()).square().sum().backward()
+    for index, optimizer in zip((0, 2, 4), parts, strict=True):
+        before = bits(model)
+        optimizer.step()
+        changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+        assert changed == {f"{index}.weight", f"{index}.bias"}
+    assert largest(maxnorm, model) <= 0.3
+    for handle in handles:
+        handle.remove()
+    trained(model, parts[0], 1)
+    assert largest(maxnorm, model) > 0.3
+    with pytest.raises(ValueError, match="optimizer: has none of the model's 3 weights to constrain"):
+        maxnorm.attach_each([stranger], model)
+    with pytest.raises(ValueError, match="optimizer: has none"):
+        maxnorm.attach_each([], model)
+    with pytest.raises(TypeError, match="optimizer of type Linear: must be a torch"):
+        maxnorm.attach_each([parts[0], model[4]], model)
+    assert all(len(optimizer._optimizer_step_post_hooks) == 0 for optimizer in (stranger, *parts))
+
+
 # --- what it makes of the weights
 
 

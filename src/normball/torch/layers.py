@@ -27,7 +27,8 @@ def incoming(module: nn.Module, name: str) -> Layout | None:
     for kind, pattern, layout in _LAYOUTS:
         if isinstance(module, kind) and fnmatchcase(name, pattern):
             return layout(module) if callable(layout) else layout
-    return None
+    classes = {(kind.__module__, kind.__qualname__, name) for kind in type(module).__mro__}
+    return next((layout for place, layout in _ELSEWHERE.items() if place in classes), None)
 
 
 def stored_ndim(module: nn.Module, layout: Layout) -> int:
@@ -69,3 +70,5 @@ _LAYOUTS: list[tuple[tuple[type, ...], str, Layout | Callable[[Any], Layout]]] =
     ((nn.LSTM,), "weight_hr_l*", _DENSE),  # the projection of a proj_size
     ((nn.RNNCell, nn.LSTMCell, nn.GRUCell), "weight_[ih]h", _GATES),
 ]
+# Layers of other libraries, which must not be imported for this: where their class is, and what it calls its weight.
+_ELSEWHERE = {("transformers.pytorch_utils", "Conv1D", "weight"): Layout("(in, out)", (0,))}  # a Linear, transposed

@@ -157,18 +157,46 @@ class MaxNorm:
         A step that `torch.amp.GradScaler` skips skips this, too. Neither the model's nor the optimizer's state_dict
         holds it: attach again after loading into new objects. With several micro-batches per step it runs once.
         """
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            kind = type(optimizer).__name__
-            raise TypeError(f"optimizer of type {kind}: must be a torch.optim.Optimizer; pass (optimizer, model)")
+        [handle] = self.attach_each([optimizer], model)
+        return handle
+
+    def attach_each(self, optimizers: Iterable[torch.optim.Optimizer], model: torch.nn.Module) -> list[Any]:
+        """`attach` to those of several optimizers, a GAN's say, that update a weight to constrain.
+
+        Parameters
+        ----------
+        optimizers : iterable of torch.optim.Optimizer
+            Those that have none of the weights are left alone.
+        model : torch.nn.Module
+            As for `attach`, with the parameters of all of them.
+
+        Returns
+        -------
+        list of torch.utils.hooks.RemovableHandle
+            One for each optimizer that is attached to; ``remove()`` every one to end it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `attach`; if no optimizer has one of the weights.
+        """
+        listed = list(optimizers)
+        for optimizer in listed:
+            if not isinstance(optimizer, torch.optim.Optimizer):
+                kind = type(optimizer).__name__
+                raise TypeError(f"optimizer of type {kind}: must be a torch.optim.Optimizer; pass (optimizer, model)")
         weights = self._choose(model)
-        updated = {id(weight.parameter) for weight in _updated(optimizer, weights)}
+        having = [optimizer for optimizer in listed if _those_of(optimizer, weights)]
+        if not having:
+            raise _has_none(weights)
+        updated = {id(weight.parameter) for optimizer in having for weight in _those_of(optimizer, weights)}
         every = choose(model, self._match, self._axes)
         self._attached = [_for_print(weight, id(weight.parameter) in updated) for weight in every]
 
         def after_step(stepped: Any, args: Any, kwargs: Any) -> None:
             self._constrain_([weight for weight in _updated(stepped, weights) if weight.parameter.requires_grad])
 
-        return optimizer.register_step_post_hook(after_step)
+        return [optimizer.register_step_post_hook(after_step) for optimizer in having]
 
     def apply_(self, model: torch.nn.Module) -> torch.nn.Module:
         """Constrain a model's weights in place, once: frozen ones, too.
@@ -235,7 +263,7 @@ class MaxNorm:
         settings += [f"match={self._match!r}"] if self._match is not None else []
         settings += [f"mode={self._mode!r}"] if self._mode != "max" else []
         settings += [f"ord={self._ord!r}"] if self._ord != 2 else []
-        return f"MaxNorm({', '.join(settings)})"
+        return f"{type(self).__name__}({', '.join(settings)})"
 
     def __str__(self) -> str:
         return f"{self!r}\n{table(self._attached, self._max_norm)}" if self._attached else repr(self)
@@ -291,12 +319,21 @@ def _view(weight: Weight) -> tuple[Any, tuple[int, ...]]:
 
 def _updated(optimizer: torch.optim.Optimizer, weights: list[Weight]) -> list[Weight]:
     """Those that an optimizer has; that it has none is a mistake."""
-    its = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    updated = [weight for weight in weights if id(weight.parameter) in its]
+    updated = _those_of(optimizer, weights)
     if not updated:
-        rule = f"has none of the model's {len(weights)} weights to constrain"
-        raise ValueError(f"optimizer: {rule}; make it from model.parameters(), and attach after sharding the model")
+        raise _has_none(weights)
     return updated
+
+
+def _those_of(optimizer: torch.optim.Optimizer, weights: list[Weight]) -> list[Weight]:
+    """The weights in an optimizer's parameter groups."""
+    its = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return [weight for weight in weights if id(weight.parameter) in its]
+
+
+def _has_none(weights: list[Weight]) -> ValueError:
+    rule = f"has none of the model's {len(weights)} weights to constrain"
+    return ValueError(f"optimizer: {rule}; make it from model.parameters(), and attach after sharding the model")
 
 
 def _for_print(weight: Weight, updated: bool) -> Weight:
