@@ -134,12 +134,12 @@ class MaxNorm(Constraint):
     ...     keras.layers.Conv2D(4, 3, kernel_constraint=maxnorm, name="conv"),
     ...     keras.layers.Flatten(),
     ...     keras.layers.Dense(10, kernel_constraint=maxnorm, name="out"),
-    ... ])
+    ... ], name="net")
     >>> print(describe(model))
-    weight       layer   shape         layout              axes   constraint
-    conv/kernel  Conv2D  (3, 3, 1, 4)  (*kernel, in, out)  0 1 2  MaxNorm(max_value=3.0)
-    out/kernel   Dense   (144, 10)     (in, out)           0      MaxNorm(max_value=3.0)
-    left out, no constraint: conv/bias, out/bias
+    weight           layer   shape         layout              axes   constraint
+    net/conv/kernel  Conv2D  (3, 3, 1, 4)  (*kernel, in, out)  0 1 2  MaxNorm(max_value=3.0)
+    net/out/kernel   Dense   (144, 10)     (in, out)           0      MaxNorm(max_value=3.0)
+    left out, no constraint: net/conv/bias, net/out/bias
     >>> weights = keras.ops.convert_to_tensor([[3.0, 0.3], [4.0, 0.4]])
     >>> print(keras.ops.convert_to_numpy(MaxNorm(1.0, axis=0)(weights)).round(3))
     [[0.6 0.3]

@@ -25,6 +25,8 @@ _FORMATS = {
 def between(x: Any, low: float, high: float, rate: float, axes: tuple[int, ...]) -> Any:
     """Every group with a norm from low to high as it is; others a share `rate` of the way there, never beyond."""
     dtype = keras.backend.standardize_dtype(x.dtype)
+    if not rate:
+        return x
     if dtype not in _FORMATS:
         return constrained(x, high, axes)  # which refuses it
     eps, smallest, largest = _FORMATS[dtype]
@@ -35,8 +37,9 @@ def between(x: Any, low: float, high: float, rate: float, axes: tuple[int, ...])
     high, low = _rounded_down(high, work), _rounded_down(low, work)
     long = high
     if rate < 1:
-        size = ops.minimum(norms, _FORMATS[work][2])  # a norm beyond the range would leave no bound
-        long = ops.where(norms > high, ops.maximum(rate * high + (1 - rate) * size, high), high)
+        # A norm that is inf goes to the bound at once: beyond an inf there is no bound.
+        outside = ops.logical_and(norms > high, norms <= _FORMATS[work][2])
+        long = ops.where(outside, ops.maximum(rate * high + (1 - rate) * norms, high), high)
     if not low:
         return constrained(x, long, axes)
     # The constraint takes off at most 4 ulp of each entry; the others are for the roundings of norms and limits.
@@ -46,6 +49,8 @@ def between(x: Any, low: float, high: float, rate: float, axes: tuple[int, ...])
     # XLA reads subnormal numbers as zeros: groups where they would matter count as zeros and stay.
     least = _FORMATS[work][1] * 2.0**47 if keras.backend.backend() == "jax" else 0.0
     short = ops.logical_and(norms < floor, norms > least)
+    if keras.backend.backend() == "torch" and not ops.any(short):  # eager, so every operation saved counts
+        return constrained(x, long, axes)
     own = ops.where(short, norms, ops.full_like(norms, low))
     goal = rate * target + (1 - rate) * own
     bound = ops.where(short, goal, long)
@@ -57,13 +62,10 @@ def between(x: Any, low: float, high: float, rate: float, axes: tuple[int, ...])
 
 
 def _power_of_two(exponent: Any) -> Any:
-    """2**exponent for whole numbers from 0 to 1023, of float32 to 127: a library's own power may be an ulp off."""
-    power, bits = ops.ones_like(exponent), 10 if keras.backend.standardize_dtype(exponent.dtype) == "float64" else 7
-    for bit in (2**place for place in reversed(range(bits))):
-        taken = exponent >= bit
-        power = ops.where(taken, power * 2.0**bit, power)
-        exponent = ops.where(taken, exponent - bit, exponent)
-    return power
+    """2**exponent for whole numbers, exactly, where a library's power may be a few ulp off."""
+    power = ops.power(ops.full_like(exponent, 2.0), exponent)
+    far = power * (2.0**20 + 1 if keras.backend.standardize_dtype(exponent.dtype) == "float64" else 2.0**12 + 1)
+    return far - (far - power)  # of about half the digits
 
 
 def _rounded_down(bound: float, work: str) -> float:

@@ -7,6 +7,8 @@ from normball import arguments
 
 def read_number(name: str, value: Any) -> float:
     """A checked float."""
+    if value is None or isinstance(value, (str, bytes, bool)):
+        raise TypeError(f"{name}={value!r}: must be a number >= 0; pass a float")
     number = arguments.read_bound(name, value)
     if isinstance(number, float):
         return number

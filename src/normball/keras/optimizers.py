@@ -82,7 +82,8 @@ def clipping(optimizer: type) -> type:
     if not (isinstance(optimizer, type) and issubclass(optimizer, keras.optimizers.Optimizer)):
         raise TypeError(f"optimizer={optimizer!r}: must be a class of optimizers; for example keras.optimizers.Adam")
     made = type(optimizer.__new__(optimizer))  # on PyTorch Keras makes another class of its own, which is faster
-    return type(optimizer.__name__, (_Clips, made), {"__doc__": optimizer.__doc__, "__module__": __name__})
+    text = f"`keras.optimizers.{optimizer.__name__}` as `clipping` makes it: the same arguments, and ``clip_report()``."
+    return type(optimizer.__name__, (_Clips, made), {"__doc__": text, "__module__": __name__})
 
 
 class _Clips:

@@ -64,10 +64,10 @@ def describe(model: keras.Layer) -> Table:
     >>> import keras
     >>> from normball.keras import MaxNorm, describe
     >>> layers = [keras.Input((6, 5)), keras.layers.LSTM(4, recurrent_constraint=MaxNorm(1.0), name="lstm")]
-    >>> print(describe(keras.Sequential(layers)))
-    weight                           layer     shape    layout             axes  constraint
-    lstm/lstm_cell/recurrent_kernel  LSTMCell  (4, 16)  (in, gates*units)  0     MaxNorm(max_value=1.0)
-    left out, no constraint: lstm/lstm_cell/kernel, lstm/lstm_cell/bias
+    >>> print(describe(keras.Sequential(layers, name="net")))
+    weight                               layer     shape    layout             axes  constraint
+    net/lstm/lstm_cell/recurrent_kernel  LSTMCell  (4, 16)  (in, gates*units)  0     MaxNorm(max_value=1.0)
+    left out, no constraint: net/lstm/lstm_cell/kernel, net/lstm/lstm_cell/bias
     """
     if not isinstance(model, keras.Layer):
         raise TypeError(f"model of type {type(model).__name__}: must be a keras.Model or keras.Layer; pass one")
