@@ -51,7 +51,9 @@ def test_laws_can_fail(backend, tmp_path):
         "import keras.constraints, normball.keras\nnormball.keras.MaxNorm = keras.constraints.MaxNorm\n"
     )
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import swapped, pytest; "
-    code += "sys.exit(pytest.main(['keras_laws.py', '-q', '--noconftest', '-p', 'no:cacheprovider', '-k', 'laws_of_max']))"
+    code += (
+        "sys.exit(pytest.main(['keras_laws.py', '-q', '--noconftest', '-p', 'no:cacheprovider', '-k', 'laws_of_max']))"
+    )
     status, output = run(backend, "-c", code)
     assert status == 1, output
     assert "untouched" in output

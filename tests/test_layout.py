@@ -39,15 +39,19 @@ KNOWS = {
     "dask": {"backends/array_api.py", "backends/array_api_dask.py"},
     "array_api_compat": {"backends/array_api_portable.py"},
     "xarray": set(),
+    "keras": set(),
+    "tensorflow": {"backends/array_api_tensorflow.py"},
     "numba": {"backends/pytensor_links.py", "backends/pytensor_numba.py"},
 }
 HEAVY = {"pytensor", "pymc", "jax", "optax", "torch", "numba", "ml_dtypes", "scipy", "keras"} | {
+    "tensorflow",
     "array_api_compat",
     "dask",
     "xarray",
 }
 # What a file may import of ours: a level may reach down, never up, and the last three stand alone.
 LEVELS = [
+    "keras",
     "torch",
     "optax",
     "jax",

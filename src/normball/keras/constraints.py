@@ -51,7 +51,9 @@ class Constraint(keras.constraints.Constraint):
         if layout is None and self.axis == "incoming":
             what = f"{variable.path} of shape {tuple(variable.shape)}, of a layer of type {type(layer).__name__},"
             rule = "is stored in a way that is not known here" if ndim > 1 else "has no incoming weights"
-            remedy = "pass axis, for example axis=0" + (" where it is (in, out)" if ndim > 1 else " for the norm of all")
+            remedy = "pass axis, for example axis=0" + (
+                " where it is (in, out)" if ndim > 1 else " for the norm of all"
+            )
             raise ValueError(f"axis='incoming': {what} {rule}; {remedy}")
         placed = copy.copy(self)
         placed._place = Place(type(layer).__name__, layout or Layout("as given", ()))
@@ -110,7 +112,7 @@ class MaxNorm(Constraint):
     | ``SeparableConv1D``, ``2D`` | ``depthwise_kernel`` | (\\*kernel, in, multiplier) | all but the last two |
     | the same | ``pointwise_kernel`` | (\\*1, in, out) | all but the last |
     | ``Embedding`` | ``embeddings`` | (row, dim) | 1: each vector |
-    | ``SimpleRNN``, ``LSTM``, ``GRU`` | ``kernel``, ``recurrent_kernel`` | (in, gates\\*units) | 0: each gate of a unit |
+    | ``SimpleRNN``, ``LSTM``, ``GRU`` | ``kernel``, ``recurrent_kernel`` | (in, gates\\*units) | 0: each gate |
     | ``ConvLSTM1D``, ``2D``, ``3D`` | ``kernel``, ``recurrent_kernel`` | (\\*kernel, in, out) | all but the last |
 
     Subclasses count as their layer. One instance may serve several layers. It is saved with the model and comes back

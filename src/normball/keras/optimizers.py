@@ -26,7 +26,7 @@ class ClipReport(NamedTuple):
         return f"total norm {self.norm_before:.4g}, {done}; clipped in {self.clip_fraction:.1%} of {self.calls} steps"
 
 
-def clipping(optimizer: type) -> type:
+def clipping(optimizer: Any) -> Any:
     """A subclass of an optimizer's class whose ``clipnorm`` and ``global_clipnorm`` are exact, and are reported.
 
     With n the Euclidean norm of a gradient g (of all of them together for ``global_clipnorm``), in exact arithmetic,
@@ -137,7 +137,8 @@ class _Clips:
 
 def _clip_each(grads: Any, bound: float) -> tuple[list[Any], Any]:
     """Every gradient inside a ball of its own, and the norms before."""
-    clipped, norms = [], []
+    clipped: list[Any] = []
+    norms = []
     for gradient in grads:
         if gradient is None:
             clipped.append(None)
