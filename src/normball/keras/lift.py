@@ -38,8 +38,8 @@ def between(x: Any, low: float, high: float, rate: float, axes: tuple[int, ...])
     long = high
     if rate < 1:
         # A norm that is inf goes to the bound at once: beyond an inf there is no bound.
-        outside = ops.logical_and(norms > high, norms <= _FORMATS[work][2])
-        long = ops.where(outside, ops.maximum(rate * high + (1 - rate) * norms, high), high)
+        part, highs = rate * high + (1 - rate) * norms, ops.full_like(norms, high)
+        long = ops.where(ops.logical_and(part > high, norms <= _FORMATS[work][2]), part, highs)
     if not low:
         return constrained(x, long, axes)
     # The constraint takes off at most 4 ulp of each entry; the others are for the roundings of norms and limits.
@@ -53,17 +53,22 @@ def between(x: Any, low: float, high: float, rate: float, axes: tuple[int, ...])
         return constrained(x, long, axes)
     own = ops.where(short, norms, ops.full_like(norms, low))
     goal = rate * target + (1 - rate) * own
-    bound = ops.where(short, goal, long)
-    doublings = ops.where(short, ops.floor(ops.log2(goal) - ops.log2(own)) + 2, ops.zeros_like(own))
+    bound = ops.where(short, goal, long + ops.zeros_like(own))  # zeros: in the dtype of the norms
+    doublings = ops.where(short, ops.log2(goal) - ops.log2(own) + 2, ops.zeros_like(own))
     lifted = ops.cast(x, work)
     for share in range(3):  # 2**doublings itself may be out of range
-        lifted = lifted * _power_of_two(ops.floor((doublings + share) / 3))
+        lifted = lifted * _power_of_two((_whole(doublings) + share) / 3)
     return constrained(ops.where(short, ops.cast(lifted, dtype), x), bound, axes)
 
 
+def _whole(number: Any) -> Any:
+    """Rounded down, in its own dtype, which Keras does not keep."""
+    return ops.cast(ops.floor(number), number.dtype)
+
+
 def _power_of_two(exponent: Any) -> Any:
-    """2**exponent for whole numbers, exactly, where a library's power may be a few ulp off."""
-    power = ops.power(ops.full_like(exponent, 2.0), exponent)
+    """2**exponent, this rounded down, exactly, where a library's power may be a few ulp off."""
+    power = ops.power(ops.full_like(exponent, 2.0), _whole(exponent))
     far = power * (2.0**20 + 1 if keras.backend.standardize_dtype(exponent.dtype) == "float64" else 2.0**12 + 1)
     return far - (far - power)  # of about half the digits
 

@@ -81,7 +81,8 @@ def clipping(optimizer: Any) -> Any:
     """
     if not (isinstance(optimizer, type) and issubclass(optimizer, keras.optimizers.Optimizer)):
         raise TypeError(f"optimizer={optimizer!r}: must be a class of optimizers; for example keras.optimizers.Adam")
-    made = type(optimizer.__new__(optimizer))  # on PyTorch Keras makes another class of its own, which is faster
+    kind: Any = optimizer
+    made = type(kind.__new__(kind))  # on PyTorch Keras makes another class of its own, which is faster
     text = f"`keras.optimizers.{optimizer.__name__}` as `clipping` makes it: the same arguments, and ``clip_report()``."
     return type(optimizer.__name__, (_Clips, made), {"__doc__": text, "__module__": __name__})
 
