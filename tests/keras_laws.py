@@ -9,6 +9,7 @@ import itertools
 import math
 import re
 from fractions import Fraction
+from pathlib import Path
 
 import keras
 import ml_dtypes  # noqa: F401  NumPy's name for bfloat16
@@ -66,7 +67,7 @@ def graphed(function):
     return function
 
 
-MODES = [compiled, graphed]
+MODES = {"torch": [graphed], "jax": [compiled], "tensorflow": [compiled, graphed]}[BACKEND]
 
 
 def draw(seed, dtype, shape=(7, 9), spread=3):
@@ -435,7 +436,7 @@ REFUSALS = [
     (lambda: MinMaxNorm(rate=2), "ValueError: rate=2: must be from 0 to 1; for the bounds at once leave it out"),
     (
         lambda: MinMaxNorm(3e4, 5e4, axis=0)(ops.ones((2, 3), "float16")),
-        "ValueError: min_value=30000.0: must be at most a quarter of the largest float16; use a smaller one",
+        "ValueError: min_value=30000.0: must be at most a fifth of the largest float16; use a smaller one",
     ),
     (lambda: describe(3), "TypeError: model of type int: must be a keras.Model or keras.Layer; pass one"),
     (
@@ -711,3 +712,14 @@ def test_examples_of_docstrings(module):
     result = doctest.testmod(importlib.import_module(f"normball.keras.{module}"))
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_guide(capsys):
+    keras.backend.clear_session()  # which counts names anew
+    guide = (Path(__file__).parents[1] / "docs" / "keras.md").read_text()
+    names = {"__name__": "guide"}
+    for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL):
+        exec(block, names)
+    shown = capsys.readouterr().out
+    for block in re.findall(r"```text\n(.*?)```", guide, re.DOTALL):
+        assert block in shown

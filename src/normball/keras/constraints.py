@@ -182,7 +182,7 @@ class MinMaxNorm(Constraint):
     Raises
     ------
     TypeError, ValueError
-        As from `MaxNorm`; for `min_value` above `max_value` or beyond a quarter of what the dtype of the weights holds,
+        As from `MaxNorm`; for `min_value` above `max_value` or beyond a fifth of what the dtype of the weights holds,
         a `rate` outside of 0 to 1.
 
     Notes

@@ -30,8 +30,8 @@ def between(x: Any, low: float, high: float, rate: float, axes: tuple[int, ...])
     if dtype not in _FORMATS:
         return constrained(x, high, axes)  # which refuses it
     eps, smallest, largest = _FORMATS[dtype]
-    if 4 * low > largest:  # a lifted group may be that long before it is constrained
-        raise ValueError(f"min_value={low!r}: must be at most a quarter of the largest {dtype}; use a smaller one")
+    if 5 * low > largest:  # a lifted group may be that long before it is constrained
+        raise ValueError(f"min_value={low!r}: must be at most a fifth of the largest {dtype}; use a smaller one")
     norms = norms_of(x, axes)
     work = keras.backend.standardize_dtype(norms.dtype)
     high, low = _rounded_down(high, work), _rounded_down(low, work)
