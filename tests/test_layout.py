@@ -39,6 +39,8 @@ KNOWS = {
     "dask": {"backends/array_api.py", "backends/array_api_dask.py"},
     "array_api_compat": {"backends/array_api_portable.py"},
     "xarray": set(),
+    "keras": set(),
+    "tensorflow": {"backends/array_api_tensorflow.py"},
     "lightning": set(),
     "pytorch_lightning": {"lightning.py"},  # an older name of the same
     "transformers": set(),
@@ -47,6 +49,7 @@ KNOWS = {
     "numba": {"backends/pytensor_links.py", "backends/pytensor_numba.py"},
 }
 HEAVY = {"pytensor", "pymc", "jax", "optax", "torch", "numba", "ml_dtypes", "scipy", "keras"} | {
+    "tensorflow",
     "lightning",
     "transformers",
     "skorch",
@@ -59,6 +62,7 @@ LEVELS = [
     "lightning",
     "transformers",
     "skorch",
+    "keras",
     "torch",
     "optax",
     "jax",

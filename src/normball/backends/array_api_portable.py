@@ -49,9 +49,10 @@ def dtype_name(x: Any) -> str:
     return getattr(x.dtype, "name", str(x.dtype)).rpartition(".")[2]
 
 
-def as_float64(value: Any, x: Any) -> Any:
+def as_float64(value: Any, x: Any, xp: Any = None) -> Any:
     """X itself, or a bound, as a float64 array of x's library, where x is."""
-    xp, reason, wide = namespace(x), None, None
+    reason = wide = None
+    xp = namespace(x) if xp is None else xp
     try:
         if hasattr(value, "__array_namespace__") and not isinstance(value, (np.ndarray, np.generic)):
             wide = xp.astype(value, xp.float64)
@@ -72,7 +73,7 @@ def as_float64(value: Any, x: Any) -> Any:
 def norms(xp: Any, x: Any, axes: Sequence[int], ord: float, wide: bool) -> Norms:
     """The norm of each group of x along the axes, by a sum in two words or a plain one."""
     kept = tuple(1 if axis in axes else length for axis, length in enumerate(x.shape))
-    rows = _rows(xp, as_float64(x, x), axes)
+    rows = _rows(xp, as_float64(x, x, xp), axes)
     length = rows.shape[-1]
     if not length:  # an empty group has the norm of a zero
         rows = xp.reshape(xp.zeros_like(xp.sum(rows, axis=-1)), (*rows.shape[:-1], 1))
