@@ -179,22 +179,32 @@ def on_a_backend() -> Any:
 def keras_weights() -> Any:
     keras = on_a_backend()
 
-    constraint = keras.constraints.MaxNorm(BOUND)
-    return lambda x: keras.ops.convert_to_numpy(constraint(keras.ops.convert_to_tensor(x))), our_columns, None
+    import normball.keras
+
+    def of_tensors(constraint: Callable[[Any], Any]) -> Constraint:
+        return lambda x: keras.ops.convert_to_numpy(constraint(keras.ops.convert_to_tensor(x)))
+
+    return of_tensors(keras.constraints.MaxNorm(BOUND)), of_tensors(normball.keras.MaxNorm(BOUND, axis=0)), None
 
 
-def keras_gradients(**setting: float) -> Any:
+def keras_gradients() -> Any:
     keras = on_a_backend()
+
+    import normball.keras
+
     variables = [keras.Variable(np.zeros(part.shape, np.float32)) for part in parts(np.zeros(LENGTH))]
 
-    def theirs(xs: list[np.ndarray]) -> list[np.ndarray]:
-        for variable in variables:
-            variable.assign(np.zeros(variable.shape, np.float32))
-        optimizer = keras.optimizers.SGD(1.0, **setting)
-        optimizer.apply([keras.ops.convert_to_tensor(x) for x in xs], variables)
-        return [-keras.ops.convert_to_numpy(variable.value) for variable in variables]
+    def clipped(library: Any) -> Constraint:
+        def total(xs: list[np.ndarray]) -> list[np.ndarray]:
+            for variable in variables:
+                variable.assign(np.zeros(variable.shape, np.float32))
+            optimizer = library.SGD(1.0, global_clipnorm=BOUND)
+            optimizer.apply([keras.ops.convert_to_tensor(x) for x in xs], variables)
+            return [-keras.ops.convert_to_numpy(variable.value) for variable in variables]
 
-    return each(theirs), each(our_total), None
+        return each(total)
+
+    return clipped(keras.optimizers), clipped(normball.keras.optimizers), None
 
 
 def torch_gradients() -> Any:
@@ -301,12 +311,12 @@ CALLS = [
     Call("pymc", "pm.norm_constraint(w, 3.0)", "normball.norm_constraint(w, 3.0)", pymc),
     Call("pymc", "pm.total_norm_constraint(grads, 3.0)", "normball.total_norm_constraint(grads, 3.0)", pymc_total),
     Call("numpy", "lasagne.updates.norm_constraint(w, 3.0)", "normball.norm_constraint(w, 3.0)", lasagne),
-    Call("keras", "keras.constraints.MaxNorm(3.0)(w)", "normball.norm_constraint(w, 3.0, 0)", keras_weights),
+    Call("keras", "keras.constraints.MaxNorm(3.0)(w)", "normball.keras.MaxNorm(3.0, axis=0)(w)", keras_weights),
     Call(
         "keras",
         "keras.optimizers.SGD(0.1, global_clipnorm=3.0)",
-        "normball.total_norm_constraint(grads, 3.0)",
-        lambda: keras_gradients(global_clipnorm=BOUND),
+        "normball.keras.optimizers.SGD(0.1, global_clipnorm=3.0)",
+        keras_gradients,
     ),
     Call(
         "torch",
@@ -364,9 +374,13 @@ def close(said: str, found: str) -> bool:
 
 
 def shares(said: str, found: str) -> bool:
-    """Within 5 points, or 2 of "no"; with differences, where both have them."""
+    """Within 15 points, or 2 of "no"; with differences, where both have them.
+
+    Another machine's order of summation rounds another half of 200 groups up: a share of them has a standard deviation
+    of 3.5 points, the difference of two such shares one of 5.
+    """
     (a, *sizes), (b, *others) = (re.findall(r"\d+e[-+]\d+|\d+(?= %)", cell) or ["0"] for cell in (said, found))
-    return abs(int(a) - int(b)) <= (5 if sizes and others else 2) and all(map(close, sizes, others))
+    return abs(int(a) - int(b)) <= (15 if sizes and others else 2) and all(map(close, sizes, others))
 
 
 def disagreements(text: str) -> Iterator[str]:
