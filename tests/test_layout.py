@@ -26,7 +26,12 @@ TORCH = ("", "_checks", "_gradients", "_groups", "_mesh", "_operators", "_portab
 OPTAX = ("clip", "leaves", "maxnorm", "modes", "units")  # which work on trees of JAX arrays
 # Every file that may name a library, besides NumPy, the one dependency.
 KNOWS = {
-    "pytensor": {f"backends/pytensor{part}.py" for part in ("", "_c", "_fusion", "_links", "_numba")},
+    "pytensor": {
+        *(f"backends/pytensor{part}.py" for part in ("", "_c", "_fusion", "_links", "_numba")),
+        *("pymc/blocks.py", "pytensor_ml.py"),  # graphs are what these two put constraints into
+    },
+    "pymc": set(),
+    "pytensor_ml": set(),
     "jax": {
         "backends/pytensor_links.py",
         *(f"backends/jax{part}.py" for part in ("", "_exact", "_narrow", "_rows")),
@@ -41,13 +46,16 @@ KNOWS = {
     "xarray": set(),
     "numba": {"backends/pytensor_links.py", "backends/pytensor_numba.py"},
 }
-HEAVY = {"pytensor", "pymc", "jax", "optax", "torch", "numba", "ml_dtypes", "scipy", "keras"} | {
+HEAVY = {"pytensor", "pymc", "pytensor_ml", "jax", "optax", "torch", "numba", "ml_dtypes", "scipy", "keras"} | {
     "array_api_compat",
     "dask",
     "xarray",
 }
 # What a file may import of ours: a level may reach down, never up, and the last three stand alone.
 LEVELS = [
+    "pymc",
+    "pytensor_ml",
+    "pytensor",
     "torch",
     "optax",
     "jax",

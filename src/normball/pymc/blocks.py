@@ -1,9 +1,10 @@
 """Where a model's variable lies in the parameters of an approximation, which keep all variables in one vector."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pytensor.tensor as pt
+from pymc import modelcontext
 
 
 class Block(NamedTuple):
@@ -37,7 +38,32 @@ def blocks(approx: Any) -> dict[str, Block]:
 
 
 def _of_group(group: Any) -> Iterator[Block]:
-    parameters = [group.params_dict[name] for name in ("mu", "histogram") if name in group.params_dict]
-    for parameter in parameters[:1]:
+    parameter = _holder(group.params_dict)
+    if parameter is not None:
         for name, (_, entries, shape, _) in group.ordering.items():
             yield Block(parameter, name, entries, tuple(shape))
+
+
+def blocks_here(params: Sequence[Any]) -> dict[str, Block]:
+    """The same of parameters that `pymc.fit` made for the model of this context; nothing of any others.
+
+    One group holds all free variables in their order: so does `pymc.fit` make it of a model. The lengths must agree.
+    """
+    parameter = _holder({parameter.name: parameter for parameter in params})
+    try:
+        model = modelcontext(None)
+    except TypeError:  # none is active
+        return {}
+    if parameter is None or parameter.ndim == 0:
+        return {}
+    point, found, end = model.initial_point(0), {}, 0
+    for variable in model.free_RVs:
+        name = model.rvs_to_values[variable].name
+        start, end = end, end + point[name].size
+        found[name] = Block(parameter, name, slice(start, end), point[name].shape)
+    return found if parameter.get_value(borrow=True).shape[-1] == end else {}
+
+
+def _holder(params: Mapping[str, Any]) -> Any:
+    """The parameter that holds values of variables, not their spread."""
+    return next((params[name] for name in ("mu", "histogram") if name in params), None)

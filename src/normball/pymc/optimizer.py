@@ -2,14 +2,14 @@
 
 import difflib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pymc.variational.updates import get_or_compute_grads
 
 import normball
 from normball import arguments
-from normball.pymc.blocks import blocks
+from normball.pymc.blocks import Block, blocks, blocks_here
 
 
 def constrained(
@@ -39,12 +39,13 @@ def constrained(
         parameters) that returns updates; or updates, a dict.
     max_norm : float, symbolic, mapping or callable, optional
         The bound of every parameter, as in `normball.norm_constraint`; in a shared variable it may change between
-        steps without another compilation. Or a mapping of shared variables or their names to bounds: others are left
-        alone. Or a function of a shared variable that returns its bound, or None to leave it alone. Wherever a bound
-        stands in the latter two, a pair of a bound and norm axes may stand.
+        steps without another compilation. Or a mapping of shared variables, or of names, to bounds: others are left
+        alone. Names are those of a model's variables, see Notes, and of parameters. Or a function of a shared variable
+        that returns its bound, or None to leave it alone. Wherever a bound stands in the latter two, a pair of a bound
+        and norm axes may stand.
     norm_axes : int or sequence of int, optional
-        The axes to take the norm over, as in `normball.norm_constraint`. A parameter of one dimension, as those of
-        `pymc.ADVI` are, has no default: 0 makes the vector one group, ``()`` each entry.
+        The axes to take the norm over, as in `normball.norm_constraint`; of a model's variable its own. What has one
+        dimension, as the parameters of `pymc.ADVI`, has no default: 0 makes it one group, ``()`` each entry.
     epsilon, ord
         As in `normball.norm_constraint`.
     total_norm : float or symbolic, optional
@@ -53,9 +54,8 @@ def constrained(
         For updates that are a dict: which of its variables are parameters, the others being the optimizer's memory.
         It can be left out where `max_norm` is a mapping.
     approx : pymc.variational.approximations.Approximation, optional
-        ``inference.approx`` of ``inference = pm.ADVI()``. Then names in `max_norm` are those of the model's variables,
-        which such parameters hold raveled, one after the other; norm axes are those of the variable. It is its mean
-        that is constrained, for SVGD its value in every particle.
+        The approximation whose variables names in `max_norm` are; ``inference.approx`` of ``inference = pm.ADVI()``.
+        Only needed outside of the model's context, and for an approximation that you put together from groups.
 
     Returns
     -------
@@ -73,6 +73,10 @@ def constrained(
 
     Notes
     -----
+    In ``with model: pm.fit(...)`` a name is first of all that of a model's variable, ``w`` or ``sigma_log__``. These lie
+    raveled, one after the other, in the parameter ``mu`` (ADVI, full rank) or ``histogram`` (SVGD). It is the variable's
+    mean that is constrained, for SVGD its value in every particle.
+
     The guarantees of `normball.norm_constraint` hold. Updates that the optimizer widened, those of float32 parameters
     under floatX=float64, come back in the dtype of the parameter. Its memory is not constrained.
 
@@ -133,55 +137,58 @@ class _Choice:
 
     def __init__(self, max_norm: Any, norm_axes: Any, epsilon: Any, ord: float, approx: Any) -> None:
         self.max_norm, self._axes, self._epsilon, self._ord = max_norm, norm_axes, epsilon, ord
-        self._blocks = blocks(approx) if approx is not None else {}
+        self._blocks = None if approx is None else blocks(approx)
 
     def applied(self, updates: Mapping, params: Sequence[Any]) -> OrderedDict:
         """The updates, those of chosen parameters constrained."""
         result = OrderedDict(updates)
-        for parameter in params:
-            bound = self._bound(parameter)
-            if bound is not None and parameter in result:
+        for target, bound in self._targets(params):
+            parameter = target.parameter if isinstance(target, Block) else target
+            if parameter in result:
                 value = _like(parameter, result[parameter])
-                result[parameter] = self._constrained(value, bound, f"parameter {parameter.name}")
-        for name in self._names(params):
-            block = self._blocks[name]
-            if block.parameter in result:
-                value = _like(block.parameter, result[block.parameter])
-                bound, axes = self._pair(self.max_norm[name])
-                own = block.axes(_axes(len(block.shape), axes, f"variable {name}"))
-                part = self._constrained(block.of(value), (bound, own), f"variable {name}")
-                result[block.parameter] = block.put(value, part)
+                result[parameter] = self._constrained(target, value, bound)
         return result
 
-    def _bound(self, parameter: Any) -> Any:
-        if self.max_norm is None:
-            return None
+    def _targets(self, params: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        """What has a bound, a parameter or a variable's block of one, and the bound."""
         if isinstance(self.max_norm, Mapping):
-            keys = (parameter,) if self._blocks else (parameter, parameter.name)
-            return next((self.max_norm[key] for key in keys if key in self.max_norm), None)
-        return self.max_norm(parameter) if callable(self.max_norm) else self.max_norm
+            variables = blocks_here(params) if self._blocks is None else self._blocks
+            for key, bound in self.max_norm.items():
+                own = _named(key, variables, params) if isinstance(key, str) else [_among(key, params)]
+                yield from ((target, bound) for target in own)
+        elif self.max_norm is not None:
+            for parameter in params:
+                bound = self.max_norm(parameter) if callable(self.max_norm) else self.max_norm
+                if bound is not None:
+                    yield parameter, bound
 
-    def _names(self, params: Sequence[Any]) -> list[str]:
-        """Names of the model's variables that have a bound; refuses keys that are nothing."""
-        if not isinstance(self.max_norm, Mapping):
-            return []
-        known = list(self._blocks) or [parameter.name for parameter in params]
-        for key in self.max_norm:
-            if isinstance(key, str) and key not in known:
-                near = difflib.get_close_matches(key, filter(None, known), cutoff=0.0)
-                remedy = "" if self._blocks else "; for those of a model pass approx="
-                raise ValueError(f"max_norm[{key!r}]: no variable of this name; there are {', '.join(near)}{remedy}")
-            if not isinstance(key, str) and not any(key is parameter for parameter in params):
-                raise ValueError(f"max_norm[{key!r}]: is not among the parameters; pass those of the optimizer")
-        return [key for key in self.max_norm if key in self._blocks] if self._blocks else []
-
-    def _pair(self, bound: Any) -> tuple[Any, Any]:
-        return bound if isinstance(bound, tuple) else (bound, self._axes)
-
-    def _constrained(self, value: Any, bound: Any, what: str) -> Any:
-        bound, axes = self._pair(bound)
-        own = _axes(value.ndim, axes, what)
+    def _constrained(self, target: Any, value: Any, bound: Any) -> Any:
+        bound, axes = bound if isinstance(bound, tuple) else (bound, self._axes)
+        if isinstance(target, Block):
+            own = target.axes(_axes(len(target.shape), axes, f"variable {target.name}"))
+            part = normball.norm_constraint(target.of(value), bound, own, self._epsilon, ord=self._ord)
+            return target.put(value, part)
+        own = _axes(value.ndim, axes, f"parameter {target.name}")
         return normball.norm_constraint(value, bound, own, self._epsilon, ord=self._ord)
+
+
+def _named(name: str, variables: Mapping[str, Block], params: Sequence[Any]) -> list[Any]:
+    """A model's variable of this name, or else all parameters of it."""
+    found = [variables[name]] if name in variables else [parameter for parameter in params if parameter.name == name]
+    if not found:
+        known = dict.fromkeys([*variables, *(parameter.name for parameter in params if parameter.name)])
+        near = ", ".join(difflib.get_close_matches(name, known, cutoff=0.0))
+        remedy = "a model's are known in its context, or by approx="
+        raise ValueError(f"max_norm[{name!r}]: no variable or parameter of this name; there are {near}; {remedy}")
+    return found
+
+
+def _among(key: Any, params: Sequence[Any]) -> Any:
+    """A key that must be one of the parameters."""
+    if not any(key is parameter for parameter in params):
+        remedy = "pass those of the optimizer, and a model's variables by their names"
+        raise ValueError(f"max_norm[{key!r}]: is not among the parameters; {remedy}")
+    return key
 
 
 def _axes(ndim: int, norm_axes: Any, what: str) -> tuple[int, ...]:
