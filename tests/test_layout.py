@@ -28,10 +28,9 @@ OPTAX = ("clip", "leaves", "maxnorm", "modes", "units")  # which work on trees o
 KNOWS = {
     "pytensor": {
         *(f"backends/pytensor{part}.py" for part in ("", "_c", "_fusion", "_links", "_numba")),
-        *("pymc/blocks.py", "pytensor_ml.py"),  # graphs are what these two put constraints into
+        "pymc/blocks.py",  # a variable is a part of a graph's vector
     },
     "pymc": set(),
-    "pytensor_ml": set(),
     "jax": {
         "backends/pytensor_links.py",
         *(f"backends/jax{part}.py" for part in ("", "_exact", "_narrow", "_rows")),
@@ -46,7 +45,7 @@ KNOWS = {
     "xarray": set(),
     "numba": {"backends/pytensor_links.py", "backends/pytensor_numba.py"},
 }
-HEAVY = {"pytensor", "pymc", "pytensor_ml", "jax", "optax", "torch", "numba", "ml_dtypes", "scipy", "keras"} | {
+HEAVY = {"pytensor", "pymc", "jax", "optax", "torch", "numba", "ml_dtypes", "scipy", "keras"} | {
     "array_api_compat",
     "dask",
     "xarray",
@@ -54,7 +53,6 @@ HEAVY = {"pytensor", "pymc", "pytensor_ml", "jax", "optax", "torch", "numba", "m
 # What a file may import of ours: a level may reach down, never up, and the last three stand alone.
 LEVELS = [
     "pymc",
-    "pytensor_ml",
     "pytensor",
     "torch",
     "optax",

@@ -73,9 +73,9 @@ def constrained(
 
     Notes
     -----
-    In ``with model: pm.fit(...)`` a name is first of all that of a model's variable, ``w`` or ``sigma_log__``. These lie
-    raveled, one after the other, in the parameter ``mu`` (ADVI, full rank) or ``histogram`` (SVGD). It is the variable's
-    mean that is constrained, for SVGD its value in every particle.
+    In ``with model: pm.fit(...)`` a name is first of all that of a model's variable, ``w`` or ``sigma_log__``. These
+    lie raveled, one after the other, in the parameter ``mu`` (ADVI, full rank) or ``histogram`` (SVGD). It is the
+    variable's mean that is constrained, for SVGD its value in every particle.
 
     The guarantees of `normball.norm_constraint` hold. Updates that the optimizer widened, those of float32 parameters
     under floatX=float64, come back in the dtype of the parameter. Its memory is not constrained.
