@@ -37,6 +37,7 @@ KNOWS = {
     "equinox": set(),
     "torch": {"backends/pytensor_links.py", *(f"backends/torch{part}.py" for part in TORCH)},
     "dask": {"backends/array_api.py", "backends/array_api_dask.py"},
+    "pymc": set(),
     "array_api_compat": {"backends/array_api_portable.py"},
     "xarray": set(),
     "numba": {"backends/pytensor_links.py", "backends/pytensor_numba.py"},
@@ -48,6 +49,8 @@ HEAVY = {"pytensor", "pymc", "jax", "optax", "torch", "numba", "ml_dtypes", "sci
 }
 # What a file may import of ours: a level may reach down, never up, and the last three stand alone.
 LEVELS = [
+    "pymc",
+    "pytensor",
     "torch",
     "optax",
     "jax",
