@@ -2,6 +2,10 @@
 
 import doctest
 import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -278,6 +282,19 @@ def test_minibatches_and_a_schedule():
     assert seen[-1][0] > 0.999 * seen[-1][1]
 
 
+def test_what_keeps_the_constraint_and_what_does_not(model):
+    """The compiled step does, so refine; another fit needs the optimizer again."""
+    with model:
+        inference = pm.ADVI(random_seed=1)
+    mean = inference.approx.params[0]
+    optimizer = constrained(pm.adam(learning_rate=1.0), {"mu": 1.0}, 0)
+    inference.fit(20, obj_optimizer=optimizer, progressbar=False)
+    inference.refine(20, progressbar=False)
+    assert 0.99 < exact_norm(mean.get_value()) <= 1
+    inference.fit(20, obj_optimizer=pm.adam(learning_rate=1.0), progressbar=False)
+    assert exact_norm(mean.get_value()) > 2
+
+
 def test_tracker(model):
     tracker = NormTracker(every=10)
     named = NormTracker({"w": 0, "mu": 0}, every=15)
@@ -465,6 +482,55 @@ def test_patched_is_undone_after_an_error():
     with pytest.raises(KeyError), patched():
         raise KeyError
     assert pm.norm_constraint is before
+
+
+def test_what_pymc_makes_of_the_same():
+    """The table of docs/pymc.md, and our side of it."""
+    v, narrow, bound = pytensor.shared(np.ones(3), name="v"), weights("float32"), pytensor.shared(1.0)
+    with pytest.raises(ValueError, match="Unsupported tensor dimensionality 1"):
+        pm.norm_constraint(v, 1.0)
+    with pytest.raises(ValueError):
+        pm.norm_constraint(weights(), bound)
+    with pytest.raises(ValueError):
+        pm.total_norm_constraint([v], bound)
+    with pytest.raises(TypeError):
+        pytensor.function([], [], updates=[(narrow, pm.norm_constraint(narrow, 1.0))])
+    gradients = [
+        pytensor.grad(f([v], 1.0)[0].sum(), v) for f in (pm.total_norm_constraint, normball.total_norm_constraint)
+    ]
+    v.set_value(np.zeros(3))
+    theirs, own = pytensor.function([], gradients)()
+    assert np.isnan(theirs).all()
+    assert own.tolist() == [1, 1, 1]
+    updates = constrained({v: v + 1, narrow: narrow}, {"v": (bound, 0), "w": bound})
+    pytensor.function([], [], updates=updates)()
+    assert narrow.get_value().dtype == np.float32
+
+
+def test_guide(capsys):
+    guide = (Path(__file__).parents[1] / "docs" / "pymc.md").read_text().split("## pytensor-ml")[0]
+    names = {"__name__": "guide"}
+    for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL):
+        exec(block, names)
+    shown = capsys.readouterr().out
+    for block in re.findall(r"```text\n(.*?)```", guide, re.DOTALL):
+        assert block in shown
+
+
+@pytest.mark.parametrize("name", ["constrained", "NormTracker"])
+def test_documented(name):
+    doc = getattr(normball.pymc, name).__doc__
+    assert all(f"{part}\n" in doc for part in ("Parameters", "Raises", "Notes", "References", "Examples"))
+
+
+@pytest.mark.parametrize("hidden, told", [("pymc", True), ("pytensor", False)])
+def test_without_pymc(hidden, told):
+    """What to install, but for a fault within PyMC's own imports that fault."""
+    code = f"import sys; sys.modules[{hidden!r}] = None; import normball.pymc"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    last = run.stderr.strip().splitlines()[-1]
+    assert (last == "ImportError: normball.pymc needs PyMC: pip install 'normball[pymc]'") == told
+    assert run.returncode == 1
 
 
 @pytest.mark.parametrize("name", ["optimizer", "tracker", "patch"])

@@ -3,6 +3,8 @@
 try:
     import pymc as _pymc  # noqa: F401
 except ModuleNotFoundError as error:
+    if error.name != "pymc":
+        raise
     raise ImportError("normball.pymc needs PyMC: pip install 'normball[pymc]'") from error
 
 from normball.pymc.optimizer import constrained
