@@ -41,6 +41,7 @@ KNOWS = {
     "equinox": set(),
     "torch": {"backends/pytensor_links.py", *(f"backends/torch{part}.py" for part in TORCH)},
     "dask": {"backends/array_api.py", "backends/array_api_dask.py"},
+    "pymc": set(),
     "array_api_compat": {"backends/array_api_portable.py"},
     "xarray": set(),
     "numba": {"backends/pytensor_links.py", "backends/pytensor_numba.py"},
