@@ -26,11 +26,7 @@ TORCH = ("", "_checks", "_gradients", "_groups", "_mesh", "_operators", "_portab
 OPTAX = ("clip", "leaves", "maxnorm", "modes", "units")  # which work on trees of JAX arrays
 # Every file that may name a library, besides NumPy, the one dependency.
 KNOWS = {
-    "pytensor": {
-        *(f"backends/pytensor{part}.py" for part in ("", "_c", "_fusion", "_links", "_numba")),
-        "pymc/blocks.py",  # a variable is a part of a graph's vector
-    },
-    "pymc": set(),
+    "pytensor": {f"backends/pytensor{part}.py" for part in ("", "_c", "_fusion", "_links", "_numba")},
     "jax": {
         "backends/pytensor_links.py",
         *(f"backends/jax{part}.py" for part in ("", "_exact", "_narrow", "_rows")),

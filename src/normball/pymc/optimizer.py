@@ -39,10 +39,9 @@ def constrained(
         parameters) that returns updates; or updates, a dict.
     max_norm : float, symbolic, mapping or callable, optional
         The bound of every parameter, as in `normball.norm_constraint`; in a shared variable it may change between
-        steps without another compilation. Or a mapping of shared variables, or of names, to bounds: others are left
-        alone. Names are those of a model's variables, see Notes, and of parameters. Or a function of a shared variable
-        that returns its bound, or None to leave it alone. Wherever a bound stands in the latter two, a pair of a bound
-        and norm axes may stand.
+        steps without another compilation. Or a mapping of shared variables or their names to bounds: others are left
+        alone. Or a function of a shared variable that returns its bound, or None to leave it alone. Wherever a bound
+        stands in the latter two, a pair of a bound and norm axes may stand.
     norm_axes : int or sequence of int, optional
         The axes to take the norm over, as in `normball.norm_constraint`. A parameter of one dimension, as those of
         `pymc.ADVI` are, has no default: 0 makes the vector one group, ``()`` each entry. In `pymc.SVGD` a row is a
@@ -76,10 +75,6 @@ def constrained(
 
     Notes
     -----
-    In ``with model: pm.fit(...)`` a name is first of all that of a model's variable, ``w`` or ``sigma_log__``. These
-    lie raveled, one after the other, in the parameter ``mu`` (ADVI, full rank) or ``histogram`` (SVGD). It is the
-    variable's mean that is constrained, for SVGD its value in every particle.
-
     The guarantees of `normball.norm_constraint` hold. Updates that the optimizer widened, those of float32 parameters
     under floatX=float64, come back in the dtype of the parameter. A parameter that is chosen but that the optimizer
     does not move is constrained as well. The optimizer's memory is not.
