@@ -1,5 +1,6 @@
 """normball.pymc: constrained optimizers, in graphs and in pm.fit; a tracker of norms; our functions in PyMC's place."""
 
+import contextlib
 import doctest
 import importlib
 import re
@@ -18,7 +19,7 @@ import pytensor.tensor as pt  # noqa: E402
 
 import normball  # noqa: E402
 from normball.pymc import NormTracker, constrained, patch, patched  # noqa: E402
-from normball.pymc.blocks import blocks  # noqa: E402
+from normball.pymc.blocks import blocks, blocks_here  # noqa: E402
 
 OPTIMIZERS = {
     "function": pm.adam,
@@ -200,14 +201,17 @@ def test_fit(model, method, parameter, mode):
     assert max(norms) > 1.9
 
 
+@pytest.mark.parametrize("named", ["in the context", "by approx"])
 @pytest.mark.parametrize("method", [pm.ADVI, pm.FullRankADVI, pm.SVGD])
-def test_a_variable_of_the_model(model, method):
+def test_a_variable_of_the_model(model, method, named):
     """Its norms, in the mean or in every particle; what else the vector holds is not touched."""
     with model:
         inference = method(random_seed=1)
     approx = inference.approx
-    optimizer = constrained(pm.adam(learning_rate=1.0), {"w": 1.5}, 0, approx=approx)
-    inference.fit(30, obj_optimizer=optimizer, progressbar=False)
+    options = {"approx": approx} if named == "by approx" else {}
+    optimizer = constrained(pm.adam(learning_rate=1.0), {"w": 1.5}, 0, **options)
+    with model if named == "in the context" else contextlib.nullcontext():
+        inference.fit(30, obj_optimizer=optimizer, progressbar=False)
     block = blocks(approx)["w"]
     value = block.parameter.get_value()
     part = block.of(value)
@@ -216,6 +220,25 @@ def test_a_variable_of_the_model(model, method):
     assert max(norms) <= 1.5
     assert max(norms) > 1.4
     assert abs(value[..., 6:]).max() > 1.5  # sigma went on
+
+
+@pytest.mark.parametrize("method", [pm.ADVI, pm.FullRankADVI, pm.SVGD])
+def test_variables_in_the_context_are_those_of_the_approximation(method):
+    """The same places, found by the model: of transformed and scalar variables, and before a parameter of a name."""
+    with pm.Model() as model:
+        pm.HalfNormal("tau")
+        pm.Normal("u", shape=(2, 3))
+        pm.Dirichlet("p", np.ones(4))
+        pm.Normal("mu")
+        approx = method().approx
+        here = blocks_here(approx.params)
+    assert list(here) == ["tau_log__", "u", "p_simplex__", "mu"]
+    assert here == blocks(approx)
+    assert blocks_here(approx.params) == {}
+    with model:
+        assert blocks_here([weights(shape=(3,), name="mu")]) == {}
+        assert blocks_here([weights()]) == {}
+        assert blocks_here([*approx.params, *approx.params]) == {}
 
 
 def test_a_variable_has_axes_of_its_own(model):
@@ -352,7 +375,7 @@ def test_tracker_of_particles(model):
         (
             lambda w, v: constrained(pm.sgd, {"W": 2.0})(loss_of(w, v), [w, v]),
             ValueError,
-            "max_norm['W']: no variable of this name; there are w, v; for those of a model pass approx=",
+            "max_norm['W']: no variable of this name; there are w, v; for those of a model call in its context, or pass approx=",
         ),
         (
             lambda w, v: constrained(pm.sgd, {v: 2.0})(loss_of(w), [w]),

@@ -1,6 +1,9 @@
 """What is constrained or recorded: a whole parameter, or a model's variable within one, which holds all raveled."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+from pymc import modelcontext
 
 from normball import arguments
 
@@ -59,6 +62,26 @@ def blocks(approx: Any) -> dict[str, Block]:
                 for name, (_, entries, shape, _) in group.ordering.items():
                     found[name] = Block(parameter, name, entries, tuple(shape))
     return found
+
+
+def blocks_here(params: Sequence[Any]) -> dict[str, Block]:
+    """The same of parameters that `pymc.fit` made for the model of this context; nothing of any others.
+
+    One group holds all free variables in their order: so does `pymc.fit` make it of a model. The lengths must agree.
+    """
+    held = [parameter for parameter in params if parameter.name in ("mu", "histogram") and parameter.ndim]
+    try:
+        model = modelcontext(None)
+    except TypeError:  # none is active
+        return {}
+    if len(held) != 1:  # groups put together by hand
+        return {}
+    [parameter], point, found, end = held, model.initial_point(0), {}, 0
+    for variable in model.free_RVs:
+        name = model.rvs_to_values[variable].name
+        start, end = end, end + point[name].size
+        found[name] = Block(parameter, name, slice(start, end), point[name].shape)
+    return found if parameter.get_value(borrow=True).shape[-1] == end else {}
 
 
 def _read_axes(what: str, ndim: int, norm_axes: Any) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from pymc.variational.updates import get_or_compute_grads
 
 import normball
 from normball import arguments
-from normball.pymc.blocks import Block, Whole, blocks
+from normball.pymc.blocks import Block, Whole, blocks, blocks_here
 
 
 def constrained(
@@ -39,9 +39,9 @@ def constrained(
         parameters) that returns updates; or updates, a dict.
     max_norm : float, symbolic, mapping or callable, optional
         The bound of every parameter, as in `normball.norm_constraint`; in a shared variable it may change between
-        steps without another compilation. Or a mapping of shared variables or their names to bounds: others are left
-        alone. Or a function of a shared variable that returns its bound, or None to leave it alone. Wherever a bound
-        stands in the latter two, a pair of a bound and norm axes may stand.
+        steps without another compilation. Or a mapping of shared variables, or of names, a model's variable's or a
+        shared one's, to bounds: others are left alone. Or a function of a shared variable that returns its bound, or
+        None to leave it alone. Wherever a bound stands in the latter two, a pair of a bound and norm axes may stand.
     norm_axes : int or sequence of int, optional
         The axes to take the norm over, as in `normball.norm_constraint`. A parameter of one dimension, as those of
         `pymc.ADVI` are, has no default: 0 makes the vector one group, ``()`` each entry. In `pymc.SVGD` a row is a
@@ -54,9 +54,8 @@ def constrained(
         For updates that are a dict: which of its variables are parameters, the others being the optimizer's memory.
         It can be left out where `max_norm` is a mapping.
     approx : pymc.variational.approximations.Approximation, optional
-        ``inference.approx`` of ``inference = pm.ADVI()``. Then names in `max_norm` are those of the model's variables,
-        transformed as in ``sigma_log__``, and norm axes are those of the variable. It is its mean that is constrained;
-        for SVGD its value in every particle, each by itself.
+        The approximation whose variables names in `max_norm` are, ``inference.approx`` of ``inference = pm.ADVI()``:
+        needed outside of the model's context, and for one that was put together from groups.
 
     Returns
     -------
@@ -79,8 +78,10 @@ def constrained(
     under floatX=float64, come back in the dtype of the parameter. A parameter that is chosen but that the optimizer
     does not move is constrained as well. The optimizer's memory is not.
 
-    Approximations hold all variables of a model in one vector, and hand an optimizer that vector alone: nothing there
-    tells where a variable lies, hence `approx`.
+    Approximations hold all variables of a model in one vector, and hand an optimizer that vector alone. Where
+    `pymc.fit` is called in the model's context the order of its variables tells where each lies, transformed ones by
+    names as ``sigma_log__``; such a name comes before one of a parameter. Norm axes are those of the variable. It is
+    its mean that is constrained; for SVGD its value in every particle, each by itself.
 
     References
     ----------
@@ -107,9 +108,8 @@ def constrained(
     >>> with pm.Model():
     ...     effects = pm.Normal("effects", 0, 10, shape=(3, 2))
     ...     _ = pm.Normal("y", effects.sum(), observed=100.0)
-    ...     inference = pm.ADVI(random_seed=0)
-    >>> optimizer = constrained(pm.adam(learning_rate=0.5), {"effects": 2.0}, 0, approx=inference.approx)
-    >>> approx = inference.fit(100, obj_optimizer=optimizer, progressbar=False)
+    ...     optimizer = constrained(pm.adam(learning_rate=0.5), {"effects": 2.0}, 0)
+    ...     approx = pm.fit(100, obj_optimizer=optimizer, progressbar=False, random_seed=0)
     >>> print(normball.compute_norms(approx.mean.eval().reshape(3, 2), 0).round(3))
     [2. 2.]
     """
@@ -180,8 +180,9 @@ class _Choice:
     def _chosen(self, params: Sequence[Any]) -> Iterator[tuple[Whole | Block, Any, Any]]:
         """Each place with its bound and norm axes."""
         if isinstance(self.max_norm, Mapping):
+            variables = blocks_here(params) if self._blocks is None else self._blocks
             for key, bound in self.max_norm.items():
-                for place in self._places(key, params):
+                for place in self._places(key, params, variables):
                     yield place, *self._pair(bound)
         elif callable(self.max_norm):
             for parameter in params:
@@ -200,19 +201,22 @@ class _Choice:
             raise ValueError(f"max_norm: {bound!r} must be a bound, or a pair of a bound and norm axes")
         return bound
 
-    def _places(self, key: Any, params: Sequence[Any]) -> Sequence[Whole | Block]:
+    def _places(self, key: Any, params: Sequence[Any], variables: Mapping[str, Block]) -> Sequence[Whole | Block]:
         """What a key of the mapping means."""
         if not isinstance(key, str):
             if not any(key is parameter for parameter in params):
                 raise ValueError(f"max_norm[{key!r}]: is not among the parameters; pass those of the optimizer")
             return [Whole(key)]
+        if key in variables:
+            return [variables[key]]
         if self._blocks is not None:
-            if key in self._blocks:
-                return [self._blocks[key]]
-            raise _unknown(key, self._blocks, "")
+            raise _unknown(key, variables, "")
         places = [Whole(parameter) for parameter in params if parameter.name == key]
         if not places:
-            raise _unknown(key, [p.name for p in params if p.name], "; for those of a model pass approx=")
+            known = dict.fromkeys([*variables, *(p.name for p in params if p.name)])
+            raise _unknown(
+                key, known, "" if variables else "; for those of a model call in its context, or pass approx="
+            )
         return places
 
 
