@@ -143,6 +143,22 @@ def test_order_of_the_norm():
     assert 1.999 < largest <= 2
 
 
+def test_order_and_epsilon_of_clipping():
+    v = weights(shape=(6,), name="v")
+    seen = []
+    optimizer = constrained(lambda grads, params: seen.extend(grads) or {}, total_norm=2.0, epsilon=0.5, ord=1)
+    optimizer(loss_of(v), [v])
+    n = exact_norm(2 * v.get_value(), 1)
+    assert abs(exact_norm(pytensor.function([], seen)()[0], 1) - n * 2 / (n + 0.5)) < 1e-15
+
+
+def test_epsilon():
+    w = weights()
+    updates = constrained({w: 3 * w}, {w: 1.0}, epsilon=0.5)
+    value = pytensor.function([], updates[w])()
+    assert broken_laws(3 * w.get_value(), value, 1.0, (0,), epsilon=0.5) == set()
+
+
 def test_a_parameter_that_the_optimizer_does_not_move():
     w = weights()
     pytensor.function([], [], updates=constrained(lambda loss, params: {}, 0.5)(loss_of(w), [w]))()
@@ -406,7 +422,12 @@ def test_tracker_of_particles(model):
         (
             lambda w, v: constrained(pm.adam, {"w": None}),
             TypeError,
-            "max_norm['w']=None: must be a number, an array or a symbolic value >= 0",
+            "max_norm['w']=None: must be a number, an array or a symbolic value >= 0; for no constraint pass max_norm=math.inf",
+        ),
+        (
+            lambda w, v: constrained(pm.adam, total_norm="1"),
+            TypeError,
+            "total_norm='1': must be a number, an array or a symbolic value >= 0; for no constraint pass total_norm=math.inf",
         ),
         (
             lambda w, v: constrained(pm.adam, 2.0, epsilon=-1.0),
