@@ -691,7 +691,7 @@ REFUSALS = [
     (lambda: max_norm(-1.0), ValueError, "max_norm=-1.0: must be >= 0 and not NaN; a norm is never negative"),
     (lambda: max_norm(None), TypeError, "max_norm=None: must be a number, an array or a symbolic value >= 0; for no constraint pass max_norm=math.inf"),
     (lambda: clip_by_norm(math.nan), ValueError, "max_norm=nan: must be >= 0 and not NaN; a norm is never negative"),
-    (lambda: adaptive_grad_clip(True), TypeError, "clipping=True: must be a number, an array or a symbolic value >= 0; for none pass epsilon=0"),
+    (lambda: adaptive_grad_clip(True), TypeError, "clipping=True: must be a number, an array or a symbolic value >= 0; for no constraint pass clipping=math.inf"),
     (lambda: clip_by_global_norm(lambda count: 1.0), TypeError, "max_norm of type function: must be a number; a schedule goes in by optax.inject_hyperparams(...)(max_norm=schedule)"),
     (lambda: max_norm(1.0, axes=None), TypeError, "axes=None: must be 'incoming', 'all', axes or a function; for example axes=0"),
     (lambda: max_norm(1.0, axes="outgoing"), ValueError, "axes='outgoing': must be 'incoming', 'all', axes or a function; for example axes=0"),

@@ -82,6 +82,12 @@ def test_left(name, recognition):
     assert ours(pytensor.function([X], scaled(columns(X)))) == 1
 
 
+@pytest.mark.parametrize("bound", [-1.0, np.nan])
+def test_a_wrong_bound_is_left_and_hides_no_other(bound, recognition):
+    graphs = [pm.norm_constraint(X, bound), pm.norm_constraint(X, 3.0), *pm.total_norm_constraint([X, Y], bound)]
+    assert ours(pytensor.function([X, Y], graphs)) == 1
+
+
 def test_what_it_mends(recognition):
     function = pytensor.function([X], pm.norm_constraint(X, 3.0))
     far = np.array([[1e200, 1e-200], [0.0, 0.0]])

@@ -22,7 +22,7 @@ def test_code_runs(block):
 
 
 def test_code_is_found_and_can_fail():
-    assert len(code_blocks(README)) == 4
+    assert len(code_blocks(README)) == 5
     [block] = code_blocks("text\n```python\nassert 1 == 2\n```\n")
     with pytest.raises(AssertionError):
         exec(compile(block, "README.md", "exec"), {})

@@ -84,7 +84,8 @@ def read_bound(name: str, value: Any) -> Any:
     if type(value) is float and value >= 0:  # what most calls bring
         return value
     if value is None or isinstance(value, (str, bytes, bool)):
-        remedy = "; for no constraint pass max_norm=math.inf" if name == "max_norm" else "; for none pass epsilon=0"
+        no_constraint = f"; for no constraint pass {name.partition('[')[0]}=math.inf"
+        remedy = f"; for none pass {name}=0" if name.startswith("eps") else no_constraint
         message = f"{name}={value!r}: must be a number, an array or a symbolic value >= 0{remedy}"
         raise TypeError(message)
     if not isinstance(value, numbers.Real):

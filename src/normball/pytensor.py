@@ -37,7 +37,8 @@ def enable_recognition() -> Callable[[], None]:
     -----
     For models and libraries that cannot be edited. It is done where rewrites are, in modes with ``fast_run``, graphs of
     scan included, for the graph exactly as ``pm.norm_constraint`` and ``pm.total_norm_constraint`` write it (PyMC 5.28
-    to 6.4); others are left as they are. Results differ from the formula's by what `normball.norm_constraint` says.
+    to 6.4); others are left as they are, and so is one whose bound is a negative or NaN constant. Results differ from
+    the formula's by what `normball.norm_constraint` says.
 
     The gradient of a formula was written down before anything could be recognised: it stays that of the formula, NaN
     at zero. Where graphs are yours, call `normball.norm_constraint`, or `normball.pymc.patch`.
@@ -90,9 +91,7 @@ class _Recognise(GraphRewriter):
         for node in fgraph.toposort():
             if node in fgraph.apply_nodes:
                 for x, formula in _products(node):
-                    new = _per_group(x, formula, node.out)
-                    if new is None:
-                        new = _of_total(x, formula, totals)
+                    new = _replacement(x, formula, node.out, totals)
                     if new is not None and node.out.type.is_super(new.type):
                         copy_stack_trace(node.out, new)
                         fgraph.replace_validate(node.out, new, reason=_NAME)
@@ -116,6 +115,17 @@ def _products(node: Any) -> Iterator[tuple[Any, _Formula]]:
         norm, least, max_norm = clip.inputs
         if norm in below.inputs and _number(least) == 0:
             yield x, _Formula(norm, max_norm, below.inputs[below.inputs[0] is norm])
+
+
+def _replacement(x: Any, formula: _Formula, out: Any, totals: dict[Any, dict[Any, Any]]) -> Any:
+    """The constraint in the place of a product, or None."""
+    try:
+        new = _per_group(x, formula, out)
+        return _of_total(x, formula, totals) if new is None else new
+    except (
+        ValueError
+    ):  # a negative or NaN bound; an error here would end all rewriting of the graph, and be logged only
+        return None
 
 
 def _per_group(x: Any, formula: _Formula, out: Any) -> Any:

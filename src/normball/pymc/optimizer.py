@@ -2,14 +2,14 @@
 
 import difflib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pymc.variational.updates import get_or_compute_grads
 
 import normball
 from normball import arguments
-from normball.pymc.blocks import blocks
+from normball.pymc.blocks import Block, Whole, blocks, blocks_here
 
 
 def constrained(
@@ -39,12 +39,13 @@ def constrained(
         parameters) that returns updates; or updates, a dict.
     max_norm : float, symbolic, mapping or callable, optional
         The bound of every parameter, as in `normball.norm_constraint`; in a shared variable it may change between
-        steps without another compilation. Or a mapping of shared variables or their names to bounds: others are left
-        alone. Or a function of a shared variable that returns its bound, or None to leave it alone. Wherever a bound
-        stands in the latter two, a pair of a bound and norm axes may stand.
+        steps without another compilation. Or a mapping of shared variables, or of names, a model's variable's or a
+        shared one's, to bounds: others are left alone. Or a function of a shared variable that returns its bound, or
+        None to leave it alone. Wherever a bound stands in the latter two, a pair of a bound and norm axes may stand.
     norm_axes : int or sequence of int, optional
         The axes to take the norm over, as in `normball.norm_constraint`. A parameter of one dimension, as those of
-        `pymc.ADVI` are, has no default: 0 makes the vector one group, ``()`` each entry.
+        `pymc.ADVI` are, has no default: 0 makes the vector one group, ``()`` each entry. In `pymc.SVGD` a row is a
+        particle, so that 1 makes each particle a group.
     epsilon, ord
         As in `normball.norm_constraint`.
     total_norm : float or symbolic, optional
@@ -53,9 +54,8 @@ def constrained(
         For updates that are a dict: which of its variables are parameters, the others being the optimizer's memory.
         It can be left out where `max_norm` is a mapping.
     approx : pymc.variational.approximations.Approximation, optional
-        ``inference.approx`` of ``inference = pm.ADVI()``. Then names in `max_norm` are those of the model's variables,
-        which such parameters hold raveled, one after the other; norm axes are those of the variable. It is its mean
-        that is constrained, for SVGD its value in every particle.
+        The approximation whose variables names in `max_norm` are, ``inference.approx`` of ``inference = pm.ADVI()``:
+        needed outside of the model's context, and for one that was put together from groups.
 
     Returns
     -------
@@ -66,15 +66,22 @@ def constrained(
     Raises
     ------
     TypeError
-        For an `optimizer` that is none; a bound as in `normball.norm_constraint`.
+        For an `optimizer` that is none; for a bound as in `normball.norm_constraint`; for `approx` without a mapping.
     ValueError
-        For neither `max_norm` nor `total_norm`; a name that no parameter has; a parameter of one dimension without
-        axes, when the optimizer is called; `total_norm` with updates, whose gradients are gone.
+        For neither `max_norm` nor `total_norm`, and `total_norm` with updates, whose gradients are gone. When the
+        optimizer is called: for a name that no parameter has, a choice that chooses nothing, and a parameter of one
+        dimension without axes.
 
     Notes
     -----
     The guarantees of `normball.norm_constraint` hold. Updates that the optimizer widened, those of float32 parameters
-    under floatX=float64, come back in the dtype of the parameter. Its memory is not constrained.
+    under floatX=float64, come back in the dtype of the parameter. A parameter that is chosen but that the optimizer
+    does not move is constrained as well. The optimizer's memory is not.
+
+    Approximations hold all variables of a model in one vector, and hand an optimizer that vector alone. Where
+    `pymc.fit` is called in the model's context the order of its variables tells where each lies, transformed ones by
+    names as ``sigma_log__``; such a name comes before one of a parameter. Norm axes are those of the variable. It is
+    its mean that is constrained; for SVGD its value in every particle, each by itself.
 
     References
     ----------
@@ -83,6 +90,8 @@ def constrained(
 
     Examples
     --------
+    The update of a shared variable:
+
     >>> import numpy as np
     >>> import pymc as pm
     >>> import pytensor
@@ -93,18 +102,27 @@ def constrained(
     >>> _ = step()
     >>> print(normball.compute_norms(weights.get_value()).round(1))
     [1.  0.4]
+
+    A variable of a model, each of its two columns:
+
+    >>> with pm.Model():
+    ...     effects = pm.Normal("effects", 0, 10, shape=(3, 2))
+    ...     _ = pm.Normal("y", effects.sum(), observed=100.0)
+    ...     optimizer = constrained(pm.adam(learning_rate=0.5), {"effects": 2.0}, 0)
+    ...     approx = pm.fit(100, obj_optimizer=optimizer, progressbar=False, random_seed=0)
+    >>> print(normball.compute_norms(approx.mean.eval().reshape(3, 2), 0).round(3))
+    [2. 2.]
     """
     if max_norm is None and total_norm is None:
         raise ValueError("max_norm=None, total_norm=None: nothing would be constrained; pass one of them")
-    for name, bound in (("max_norm", max_norm), ("total_norm", total_norm)):
-        if bound is not None and not isinstance(bound, Mapping) and not callable(bound):
-            arguments.read_bound(name, bound)
+    if total_norm is not None:
+        arguments.read_bound("total_norm", total_norm)
     choice = _Choice(max_norm, norm_axes, epsilon, arguments.read_ord(ord), approx)
     if isinstance(optimizer, Mapping):
         return _of_updates(optimizer, choice, total_norm, params)
     if not callable(optimizer):
         remedy = "for example pm.adam(learning_rate=0.02)"
-        raise TypeError(f"optimizer of type {type(optimizer).__name__}: must be a function or updates; {remedy}")
+        raise TypeError(f"optimizer of type {type(optimizer).__name__}: must be a function or a dict; {remedy}")
     if params is not None:
         raise TypeError("params: is for updates only; an optimizer gets its parameters when it is called")
 
@@ -129,68 +147,79 @@ def _of_updates(updates: Mapping, choice: "_Choice", total_norm: Any, params: Se
 
 
 class _Choice:
-    """Which parameters are constrained, and how."""
+    """Which parameters or variables are constrained, and how."""
 
     def __init__(self, max_norm: Any, norm_axes: Any, epsilon: Any, ord: float, approx: Any) -> None:
-        self.max_norm, self._axes, self._epsilon, self._ord = max_norm, norm_axes, epsilon, ord
-        self._blocks = blocks(approx) if approx is not None else {}
+        self.max_norm, self._axes, self._ord = max_norm, norm_axes, ord
+        self._epsilon = arguments.read_bound("epsilon", epsilon)
+        if isinstance(max_norm, Mapping):
+            for key, bound in max_norm.items():
+                arguments.read_bound(f"max_norm[{key!r}]", self._pair(bound)[0])
+        elif max_norm is not None and not callable(max_norm):
+            arguments.read_bound("max_norm", max_norm)
+        if approx is not None and not isinstance(max_norm, Mapping):
+            raise TypeError("approx: is for a mapping of the model's variables; pass max_norm={name: bound}")
+        self._blocks = None if approx is None else blocks(approx)
 
     def applied(self, updates: Mapping, params: Sequence[Any]) -> OrderedDict:
-        """The updates, those of chosen parameters constrained."""
+        """The updates, with what is chosen constrained, whether or not the optimizer moves it."""
         result = OrderedDict(updates)
-        for parameter in params:
-            bound = self._bound(parameter)
-            if bound is not None and parameter in result:
-                value = _like(parameter, result[parameter])
-                result[parameter] = self._constrained(value, bound, f"parameter {parameter.name}")
-        for name in self._names(params):
-            block = self._blocks[name]
-            if block.parameter in result:
-                value = _like(block.parameter, result[block.parameter])
-                bound, axes = self._pair(self.max_norm[name])
-                own = block.axes(_axes(len(block.shape), axes, f"variable {name}"))
-                part = self._constrained(block.of(value), (bound, own), f"variable {name}")
-                result[block.parameter] = block.put(value, part)
+        chosen = list(self._chosen(params))
+        if not chosen and self.max_norm is not None:
+            raise ValueError("max_norm: chooses no parameter, so nothing would be constrained; leave it out")
+        for place, bound, norm_axes in chosen:
+            parameter = place.parameter
+            value = result.get(parameter, parameter)
+            if value.dtype != parameter.dtype:  # float64 where a float32 parameter met floatX=float64
+                value = value.astype(parameter.dtype)
+            axes = place.axes(norm_axes)
+            part = normball.norm_constraint(place.of(value), bound, axes, self._epsilon, ord=self._ord)
+            result[parameter] = place.put(value, part)
         return result
 
-    def _bound(self, parameter: Any) -> Any:
-        if self.max_norm is None:
-            return None
+    def _chosen(self, params: Sequence[Any]) -> Iterator[tuple[Whole | Block, Any, Any]]:
+        """Each place with its bound and norm axes."""
         if isinstance(self.max_norm, Mapping):
-            keys = (parameter,) if self._blocks else (parameter, parameter.name)
-            return next((self.max_norm[key] for key in keys if key in self.max_norm), None)
-        return self.max_norm(parameter) if callable(self.max_norm) else self.max_norm
-
-    def _names(self, params: Sequence[Any]) -> list[str]:
-        """Names of the model's variables that have a bound; refuses keys that are nothing."""
-        if not isinstance(self.max_norm, Mapping):
-            return []
-        known = list(self._blocks) or [parameter.name for parameter in params]
-        for key in self.max_norm:
-            if isinstance(key, str) and key not in known:
-                near = difflib.get_close_matches(key, filter(None, known), cutoff=0.0)
-                remedy = "" if self._blocks else "; for those of a model pass approx="
-                raise ValueError(f"max_norm[{key!r}]: no variable of this name; there are {', '.join(near)}{remedy}")
-            if not isinstance(key, str) and not any(key is parameter for parameter in params):
-                raise ValueError(f"max_norm[{key!r}]: is not among the parameters; pass those of the optimizer")
-        return [key for key in self.max_norm if key in self._blocks] if self._blocks else []
+            variables = blocks_here(params) if self._blocks is None else self._blocks
+            for key, bound in self.max_norm.items():
+                for place in self._places(key, params, variables):
+                    yield place, *self._pair(bound)
+        elif callable(self.max_norm):
+            for parameter in params:
+                bound = self.max_norm(parameter)
+                if bound is not None:
+                    yield Whole(parameter), *self._pair(bound)
+        elif self.max_norm is not None:
+            for parameter in params:
+                yield Whole(parameter), self.max_norm, self._axes
 
     def _pair(self, bound: Any) -> tuple[Any, Any]:
-        return bound if isinstance(bound, tuple) else (bound, self._axes)
+        """A bound and norm axes, from a bound or such a pair."""
+        if not isinstance(bound, tuple):
+            return bound, self._axes
+        if len(bound) != 2:
+            raise ValueError(f"max_norm: {bound!r} must be a bound, or a pair of a bound and norm axes")
+        return bound
 
-    def _constrained(self, value: Any, bound: Any, what: str) -> Any:
-        bound, axes = self._pair(bound)
-        own = _axes(value.ndim, axes, what)
-        return normball.norm_constraint(value, bound, own, self._epsilon, ord=self._ord)
+    def _places(self, key: Any, params: Sequence[Any], variables: Mapping[str, Block]) -> Sequence[Whole | Block]:
+        """What a key of the mapping means."""
+        if not isinstance(key, str):
+            if not any(key is parameter for parameter in params):
+                raise ValueError(f"max_norm[{key!r}]: is not among the parameters; pass those of the optimizer")
+            return [Whole(key)]
+        if key in variables:
+            return [variables[key]]
+        if self._blocks is not None:
+            raise _unknown(key, variables, "")
+        places = [Whole(parameter) for parameter in params if parameter.name == key]
+        if not places:
+            known = dict.fromkeys([*variables, *(p.name for p in params if p.name)])
+            raise _unknown(
+                key, known, "" if variables else "; for those of a model call in its context, or pass approx="
+            )
+        return places
 
 
-def _axes(ndim: int, norm_axes: Any, what: str) -> tuple[int, ...]:
-    try:
-        return arguments.read_axes(ndim, norm_axes)
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from None
-
-
-def _like(parameter: Any, value: Any) -> Any:
-    """An update in the dtype of its parameter."""
-    return value if value.dtype == parameter.dtype else value.astype(parameter.dtype)
+def _unknown(key: str, known: Any, remedy: str) -> ValueError:
+    there = ", ".join(difflib.get_close_matches(key, known, n=6, cutoff=0.0)) or "none"
+    return ValueError(f"max_norm[{key!r}]: no variable of this name; there are {there}{remedy}")

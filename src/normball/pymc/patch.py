@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import pymc
+import pymc.variational
 from pymc.variational import updates
 
 import normball
@@ -23,10 +24,10 @@ def patch() -> Callable[[], None]:
     -----
     ``pm.fit(total_grad_norm_constraint=c)`` then clips by ours: finite at zero gradients, safe from overflow, exact,
     and c may be a shared variable. So do ``pm.norm_constraint`` and ``pm.total_norm_constraint`` wherever they are
-    looked up in `pymc` or `pymc.variational.updates`; names that other modules imported before keep PyMC's functions.
+    looked up in `pymc` or its modules; names that other modules imported before keep PyMC's functions.
 
-    The three differences are in what the page of `normball.norm_constraint` says of PyMC's formula: norms within the
-    bound are untouched, results keep their dtype, NumPy arrays give NumPy arrays.
+    What differs for code that calls them: norms within the bound are untouched, results keep their dtype, NumPy arrays
+    give NumPy arrays, and a negative or NaN bound is an error.
 
     Examples
     --------
@@ -39,7 +40,7 @@ def patch() -> Callable[[], None]:
     >>> pm.norm_constraint is normball.norm_constraint
     False
     """
-    before = [(module, name, getattr(module, name)) for module in (pymc, updates) for name in _NAMES]
+    before = [(module, name, getattr(module, name)) for module in (pymc, pymc.variational, updates) for name in _NAMES]
     for module, name, _ in before:
         setattr(module, name, getattr(normball, name))
 

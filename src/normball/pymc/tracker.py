@@ -1,5 +1,6 @@
 """A callback that records norms while an approximation is fitted."""
 
+import operator
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from pymc.variational.callbacks import Callback
 
 import normball
 from normball import arguments
-from normball.pymc.blocks import blocks
+from normball.pymc.blocks import Block, Whole, blocks
 
 
 class NormTracker(Callback):
@@ -20,7 +21,8 @@ class NormTracker(Callback):
     norm_axes : int, sequence of int or mapping, optional
         The axes to take the norm over, for every parameter of the approximation; by default those of
         `normball.norm_constraint`, and a parameter of one dimension is one group. Or a mapping of the model's
-        variables, or of parameters, by name, to their axes: these are recorded, and no others.
+        variables, or of parameters, by name, to their axes: these are recorded, and no others. A name that both have
+        is the variable's.
     every : int, optional
         How many steps lie between two records.
     ord : 1, 2 or inf, optional
@@ -30,17 +32,21 @@ class NormTracker(Callback):
     ----------
     steps : list of int
         The steps at which norms were recorded.
+    hist : dict of str to list of numpy.ndarray
+        The records, one for each step, by name.
 
     Raises
     ------
     TypeError, ValueError
-        For axes as in `normball.compute_norms`, and names that are unknown, when the fit begins; for an `every` that
-        is no int >= 1.
+        For an `every` that is no int >= 1; when the fit begins, for axes as in `normball.compute_norms`, and names that
+        are unknown.
+    KeyError
+        For ``tracker[name]`` of what was not recorded.
 
     Notes
     -----
-    ``tracker["w"]`` is an array of records, float64, one for each step in ``steps``: of one norm, or of one for each
-    group. A model's variable is recorded as its mean, for SVGD in every particle.
+    ``tracker["w"]`` is one array of all records, of float64, the steps along its first axis: norms are one number, or
+    one for each group. A model's variable is recorded as its mean, for SVGD in every particle.
 
     References
     ----------
@@ -59,7 +65,7 @@ class NormTracker(Callback):
     """
 
     def __init__(self, norm_axes: Any = None, every: int = 1, *, ord: float = 2) -> None:
-        self._axes, self._every, self._ord = norm_axes, arguments.read_threads("every", every), arguments.read_ord(ord)
+        self._axes, self._every, self._ord = norm_axes, _read_every(every), arguments.read_ord(ord)
         self.clear()
 
     def __call__(self, approx: Any, losses: Any, step: int) -> None:
@@ -67,35 +73,40 @@ class NormTracker(Callback):
         if step % self._every:
             return
         self.steps.append(step)
-        for name, values, axes in self._chosen(approx):
-            norms = normball.compute_norms(values, axes, ord=self._ord)
-            self._records[name].append(norms)
+        for name, place, axes in self._chosen(approx):
+            part = place.of(place.parameter.get_value(borrow=True))
+            self.hist[name].append(normball.compute_norms(part, place.axes(axes), ord=self._ord))
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The records of a parameter or variable."""
-        return np.stack(self._records[name])
+        if name not in self.hist:
+            raise KeyError(f"{name!r} was not recorded; there are {', '.join(self.hist) or 'no records'}")
+        return np.stack(self.hist[name])
 
     def clear(self) -> None:
         """Forget all records."""
         self.steps: list[int] = []
-        self._records: dict[str, list[np.ndarray]] = defaultdict(list)
+        self.hist: dict[str, list[np.ndarray]] = defaultdict(list)
 
-    def _chosen(self, approx: Any) -> Iterator[tuple[str, np.ndarray, Any]]:
-        """Name, value and norm axes of what is recorded."""
-        params = {parameter.name: parameter for parameter in approx.params}
+    def _chosen(self, approx: Any) -> Iterator[tuple[str, Whole | Block, Any]]:
+        """Name, place and norm axes of what is recorded."""
+        parameters = {parameter.name: Whole(parameter) for parameter in approx.params}
         if not isinstance(self._axes, Mapping):
-            for name, parameter in params.items():
-                axes = 0 if self._axes is None and parameter.ndim == 1 else self._axes
-                yield name, parameter.get_value(), axes
+            for name, place in parameters.items():
+                yield name, place, 0 if self._axes is None and place.parameter.ndim == 1 else self._axes
             return
-        known = blocks(approx)
+        known = parameters | blocks(approx)
         for name, axes in self._axes.items():
-            if name in known:
-                block = known[name]
-                own = arguments.read_axes(len(block.shape), axes)
-                yield name, block.of(block.parameter.get_value()), block.axes(own)
-            elif name in params:
-                yield name, params[name].get_value(), axes
-            else:
-                there = ", ".join([*known, *params])
+            if name not in known:
+                there = ", ".join(known)
                 raise ValueError(f"norm_axes[{name!r}]: no variable or parameter of this name; there are {there}")
+            yield name, known[name], axes
+
+
+def _read_every(every: Any) -> int:
+    message = f"every={every!r}: must be an int >= 1; 1 records every step"
+    if isinstance(every, bool) or not hasattr(every, "__index__"):
+        raise TypeError(message)
+    if operator.index(every) < 1:
+        raise ValueError(message)
+    return operator.index(every)
