@@ -6,7 +6,8 @@ To import it teaches Keras one thing: see `normball.keras.incoming`.
 try:
     from keras import ops as _keras_3  # noqa: F401
 except ImportError as error:
-    raise ImportError("normball.keras needs Keras 3, and PyTorch, JAX or TensorFlow: pip install 'keras>=3'") from error
+    message = "normball.keras needs Keras 3, and PyTorch, JAX or TensorFlow, whichever KERAS_BACKEND names"
+    raise ImportError(f"{message}: pip install 'keras>=3'") from error
 
 from normball.keras import incoming as _incoming  # noqa: F401  tells constraints about their layers
 from normball.keras import optimizers
