@@ -204,6 +204,7 @@ def fit(model, method, **options):
 
 
 @pytest.mark.filterwarnings("ignore:np.dot.* is faster on contiguous arrays")  # PyTensor's own, in NUMBA mode
+@pytest.mark.filterwarnings("ignore:The RandomType SharedVariables")  # and in JAX mode, of PyMC's random numbers
 @pytest.mark.parametrize(
     ("method", "parameter", "mode"),
     [
