@@ -381,7 +381,7 @@ def test_tracker_of_particles(model):
         (
             lambda w, v: constrained(pm.sgd, {v: 2.0})(loss_of(w), [w]),
             ValueError,
-            "max_norm[v]: is not among the parameters; pass those of the optimizer",
+            "max_norm[v]: is not among the parameters; pass those of the optimizer, or a model's variables by their names",
         ),
         (
             lambda w, v: constrained({w: w}, 2.0),
