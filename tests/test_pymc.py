@@ -205,6 +205,7 @@ def fit(model, method, **options):
 
 
 @pytest.mark.filterwarnings("ignore:np.dot.* is faster on contiguous arrays")  # PyTensor's own, in NUMBA mode
+@pytest.mark.filterwarnings("ignore:The RandomType SharedVariables")  # and in JAX mode, of PyMC's random numbers
 @pytest.mark.parametrize(
     ("method", "parameter", "mode"),
     [
@@ -283,7 +284,7 @@ def test_groups_in_an_order_of_their_own():
     """An approximation put together by hand keeps its variables where it wants."""
     with pm.Model() as model:
         a, b, c = pm.Normal("a", shape=2), pm.Normal("b", shape=2), pm.Normal("c", shape=2)
-        approx = pm.Approximation([pm.Group([c, a], vfam="mf"), pm.Group([b], vfam="fr")], model=model)
+        approx = pm.variational.Approximation([pm.variational.Group([c, a], vfam="mf"), pm.variational.Group([b], vfam="fr")], model=model)
     known = blocks(approx)
     assert {name: known[name].entries for name in "abc"} == {"a": slice(2, 4), "b": slice(0, 2), "c": slice(0, 2)}
     params = list(dict.fromkeys(known[name].parameter for name in "abc"))
@@ -301,7 +302,7 @@ def test_parameters_that_are_graphs_have_no_variables():
         a = pm.Normal("a", shape=2)
         mean = pytensor.shared(np.zeros(2), name="mean")
         given = {"mu": 2 * mean, "rho": pytensor.shared(np.zeros(2), name="rho")}
-        approx = pm.Approximation([pm.Group([a], params=given)], model=model)
+        approx = pm.variational.Approximation([pm.variational.Group([a], params=given)], model=model)
     assert blocks(approx) == {}
     with pytest.raises(ValueError, match=r"^max_norm\['a'\]: no variable of this name; there are none$"):
         constrained(pm.sgd, {"a": 1.0}, 0, approx=approx)(loss_of(mean), [mean])
@@ -403,7 +404,7 @@ def test_tracker_of_particles(model):
         (
             lambda w, v: constrained(pm.sgd, {v: 2.0})(loss_of(w), [w]),
             ValueError,
-            "max_norm[v]: is not among the parameters; pass those of the optimizer",
+            "max_norm[v]: is not among the parameters; pass those of the optimizer, or a model's variables by their names",
         ),
         (
             lambda w, v: constrained({w: w}, 2.0),

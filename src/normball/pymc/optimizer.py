@@ -205,7 +205,8 @@ class _Choice:
         """What a key of the mapping means."""
         if not isinstance(key, str):
             if not any(key is parameter for parameter in params):
-                raise ValueError(f"max_norm[{key!r}]: is not among the parameters; pass those of the optimizer")
+                remedy = "pass those of the optimizer, or a model's variables by their names"
+                raise ValueError(f"max_norm[{key!r}]: is not among the parameters; {remedy}")
             return [Whole(key)]
         if key in variables:
             return [variables[key]]
