@@ -1,10 +1,11 @@
-"""How many chin-ups, sit-ups and jumps a man can do, by ADVI: one rate after the other, free and with clipped gradients.
+"""Chin-ups, sit-ups and jumps of twenty men, by ADVI: one learning rate after the other, free and clipped.
 
 A hierarchical Poisson regression on Linnerud's twenty men, by weight, waist and pulse. Its gradients at the start are
 thousands of times those at the end, as rates are exponentials: what is too fast for the first is too slow for the last.
 """
 
 import argparse
+import contextlib
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -32,10 +33,8 @@ def regression() -> pm.Model:
 def losses(model: pm.Model, optimizer: object, seed: int, steps: int) -> np.ndarray:
     """The loss of each step, NaN from where it diverged."""
     inference = pm.ADVI(model=model, random_seed=seed)
-    try:
+    with contextlib.suppress(FloatingPointError):  # PyMC's word for a loss that is NaN
         inference.fit(steps, obj_optimizer=optimizer, progressbar=False)
-    except FloatingPointError:  # PyMC's word for a loss that is NaN
-        pass
     return np.pad(np.asarray(inference.hist, float), (0, steps - len(inference.hist)), constant_values=np.nan)
 
 

@@ -26,7 +26,8 @@ TORCH = ("", "_checks", "_gradients", "_groups", "_mesh", "_operators", "_portab
 OPTAX = ("clip", "leaves", "maxnorm", "modes", "units")  # which work on trees of JAX arrays
 # Every file that may name a library, besides NumPy, the one dependency.
 KNOWS = {
-    "pytensor": {f"backends/pytensor{part}.py" for part in ("", "_c", "_fusion", "_links", "_numba")},
+    "pytensor": {f"backends/pytensor{part}.py" for part in ("", "_c", "_fusion", "_links", "_numba")}
+    | {"pytensor_ml.py"},
     "jax": {
         "backends/pytensor_links.py",
         *(f"backends/jax{part}.py" for part in ("", "_exact", "_narrow", "_rows")),
@@ -39,6 +40,7 @@ KNOWS = {
     "dask": {"backends/array_api.py", "backends/array_api_dask.py"},
     "array_api_compat": {"backends/array_api_portable.py"},
     "xarray": set(),
+    "pytensor_ml": set(),
     "numba": {"backends/pytensor_links.py", "backends/pytensor_numba.py"},
 }
 HEAVY = {"pytensor", "pymc", "jax", "optax", "torch", "numba", "ml_dtypes", "scipy", "keras"} | {
@@ -48,6 +50,7 @@ HEAVY = {"pytensor", "pymc", "jax", "optax", "torch", "numba", "ml_dtypes", "sci
 }
 # What a file may import of ours: a level may reach down, never up, and the last three stand alone.
 LEVELS = [
+    "pytensor_ml",
     "torch",
     "optax",
     "jax",

@@ -9,10 +9,14 @@ in each row. What a parameter was made for cannot be seen by its shape, but in t
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+try:
+    from pytensor_ml.layers import EmbeddingLayer
+    from pytensor_ml.optim import Gradients, Transform, to_updates
+    from pytensor_ml.params import step_counter
+except ImportError as error:
+    needs = "pytensor-ml, which wants Python 3.12"
+    raise ImportError(f"normball.pytensor_ml needs {needs}: pip install 'normball[pytensor-ml]'") from error
 from pytensor.graph.traversal import ancestors
-from pytensor_ml.layers import EmbeddingLayer
-from pytensor_ml.optim import Gradients, Transform, to_updates
-from pytensor_ml.params import step_counter
 
 import normball
 from normball import arguments
@@ -36,8 +40,8 @@ def max_norm(max_norm: Any, layout: Any = None, *, namespace: str = "max_norm") 
         function is a schedule, as for a learning rate: of the number of steps, symbolic, that were taken before.
     layout : mapping or callable, optional
         The norm axes of parameters that are not what their shape says: a mapping from parameters, or their names, to an
-        int, a sequence of int, or None to leave one alone; others keep theirs. Or a function of a parameter that returns
-        one of these, for all of them. Without it parameters of less than two dimensions (biases, scales) are left
+        int, a sequence of int, or None to leave one alone; others keep theirs. Or a function of a parameter that
+        returns one of these, for all of them. Without it parameters of less than two dimensions (biases, scales) are left
         alone, `pytensor_ml.layers.Embedding` has axis 1, each vector of its table, and others have all axes but the
         last, as every other layer of pytensor-ml has its units there.
     namespace : str, optional
@@ -63,8 +67,8 @@ def max_norm(max_norm: Any, layout: Any = None, *, namespace: str = "max_norm") 
     The guarantees of `normball.norm_constraint` hold, with epsilon 0, after every step: norms are at most c in exact
     arithmetic, units within the bound keep the bits that the optimizer gave them. They hold for what a chain ends with:
     a `scale` behind this transform would move the weights again. A step that `skip_if` throws away leaves the weights
-    as they were. The optimizer's memory (momentum) is not changed. What one bound per layer is: two of them in a chain,
-    each with a function as its `layout`.
+    as they were. The optimizer's memory (momentum) is not changed. For a bound per layer put
+    two of them in a chain, each with a function as its `layout`.
 
     A parameter that no layer of pytensor-ml made, and that lies otherwise, must be named in `layout`.
 
@@ -151,6 +155,6 @@ def _reader(layout: Any, updates: Mapping, parameters: Sequence[Any]) -> Callabl
 
 
 def _tables(updates: Mapping) -> set:
-    """The parameters that an Embedding reads, in which a vector is a row; its gradient keeps the lookup in the graph."""
+    """Parameters that an Embedding reads, in which a vector is a row; its gradient keeps the lookup in the graph."""
     nodes = {variable.owner for variable in ancestors(updates.values()) if variable.owner is not None}
     return {node.inputs[1] for node in nodes if isinstance(node.op, EmbeddingLayer)}
