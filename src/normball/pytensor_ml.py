@@ -41,9 +41,9 @@ def max_norm(max_norm: Any, layout: Any = None, *, namespace: str = "max_norm") 
     layout : mapping or callable, optional
         The norm axes of parameters that are not what their shape says: a mapping from parameters, or their names, to an
         int, a sequence of int, or None to leave one alone; others keep theirs. Or a function of a parameter that
-        returns one of these, for all of them. Without it parameters of less than two dimensions (biases, scales) are left
-        alone, `pytensor_ml.layers.Embedding` has axis 1, each vector of its table, and others have all axes but the
-        last, as every other layer of pytensor-ml has its units there.
+        returns one of these, for all of them. Without it parameters of less than two dimensions (biases, scales) are
+        left alone, `pytensor_ml.layers.Embedding` has axis 1, each vector of its table, and others have all axes but
+        the last, as every other layer of pytensor-ml has its units there.
     namespace : str, optional
         Of a schedule's clock, ``{namespace}/step_count``, by which a checkpoint knows it. Two schedules in one chain
         need two of them.
