@@ -15,8 +15,9 @@ from sklearn.datasets import load_linnerud
 
 from normball.pymc import constrained
 
-RATES, SHOWN, CLIP = (1e-5, 1e-4, 1e-3, 1e-2), 1e-3, 10.0
-COLOURS = {"free": "#d55e00", f"total norm at most {CLIP:g}": "#0072b2", "Adam, rate 0.1": "#777777"}  # Okabe and Ito
+RATES, SHOWN, ADAM_RATE, CLIP = (1e-5, 1e-4, 1e-3, 1e-2), 1e-3, 0.1, 10.0
+FREE, CLIPPED, ADAM = "momentum, free", f"momentum, clipped to {CLIP:g}", "Adam, free"
+COLOURS = {FREE: "#d55e00", CLIPPED: "#0072b2", ADAM: "#777777"}  # Okabe and Ito
 
 
 def regression() -> pm.Model:
@@ -38,27 +39,46 @@ def losses(model: pm.Model, optimizer: object, seed: int, steps: int) -> np.ndar
     return np.pad(np.asarray(inference.hist, float), (0, steps - len(inference.hist)), constant_values=np.nan)
 
 
+def end(run: np.ndarray) -> float:
+    """The median loss of the last tenth of the steps: NaN where it diverged."""
+    return float(np.median(run[-max(1, len(run) // 10) :]))
+
+
+def draw(runs: dict, path: Path) -> None:
+    """`runs`: by kind and learning rate, the losses of each seed. A cross is where a fit diverged."""
+    figure, (through, after) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", width_ratios=[3, 2])
+    cross = {"marker": "x", "ms": 9, "mew": 2}
+    for (kind, rate), seeds in runs.items():
+        for run in seeds:
+            colour, reached = COLOURS[kind], int(np.isfinite(run).sum())
+            if rate in (SHOWN, ADAM_RATE):
+                through.plot(np.arange(1, 1 + len(run)), run, color=colour, lw=0.8, alpha=0.6)
+                through.plot(reached, run[reached - 1], color=colour, **(cross if reached < len(run) else {}))
+            if reached < len(run):
+                after.plot(rate, 0.95, color=colour, transform=after.get_xaxis_transform(), **cross)
+            after.plot(rate, end(run), "o", color=colour, alpha=0.6)
+    for kind, colour in COLOURS.items():
+        through.plot([], [], color=colour, label=f"{kind}, rate {ADAM_RATE if kind == ADAM else SHOWN:g}")
+    through.legend(frameon=False)
+    through.set(xscale="log", yscale="log", xlabel="step", ylabel="loss (negative ELBO)", title="through the fit")
+    after.set(xscale="log", yscale="log", xlabel="learning rate", title="loss at the end; cross: diverged")
+    after.set_ylim(top=after.get_ylim()[1] * 3)
+    figure.savefig(path, dpi=100)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
     parser.add_argument("--seeds", type=int, default=3, help="fits of each kind (3)")
     parser.add_argument("--steps", type=int, default=3000, help="steps of each fit (3000)")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the picture (demo)")
-    options, model = parser.parse_args(), regression()
-    free, clipped, adam = COLOURS
-    wanted = {(free, rate): pm.momentum(learning_rate=rate) for rate in RATES}
-    wanted |= {(clipped, rate): constrained(optimizer, total_norm=CLIP) for (_, rate), optimizer in wanted.items()}
-    wanted[adam, 0.1] = pm.adam(learning_rate=0.1)
-    figure, (through, after) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
-    for (kind, rate), optimizer in wanted.items():
-        runs = [losses(model, optimizer, seed, options.steps) for seed in range(options.seeds)]
-        ends = [np.median(run[-max(1, options.steps // 10) :]) for run in runs]  # NaN if any is
-        print(f"{kind}, rate {rate:g}: loss {', '.join(f'{end:.1f}' for end in ends)}", flush=True)
-        if rate == SHOWN or kind == adam:
-            for run in runs:
-                through.plot(run, color=COLOURS[kind], alpha=0.7, linewidth=0.8)
-        if kind != adam:
-            after.plot([rate] * len(ends), ends, "o", color=COLOURS[kind], label=kind)
-    figure.savefig(options.out / "pymc_regression.png", dpi=150)
+    options, model, runs = parser.parse_args(), regression(), {}
+    wanted = {(FREE, rate): pm.momentum(learning_rate=rate) for rate in RATES}
+    wanted |= {(CLIPPED, rate): constrained(optimizer, total_norm=CLIP) for (_, rate), optimizer in wanted.items()}
+    for (kind, rate), optimizer in [*wanted.items(), ((ADAM, ADAM_RATE), pm.adam(learning_rate=ADAM_RATE))]:
+        runs[kind, rate] = [losses(model, optimizer, seed, options.steps) for seed in range(options.seeds)]
+        print(f"{kind}, rate {rate:g}: loss", *(f"{end(run):.1f}" for run in runs[kind, rate]), flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    draw(runs, options.out / "pymc_regression.png")
 
 
 if __name__ == "__main__":
