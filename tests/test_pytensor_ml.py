@@ -59,7 +59,7 @@ def digits():
     return (images[:half], data.target[:half]), (images[half:], data.target[half:])
 
 
-def network():
+def network(mode):
     """A convolution, normalised, and two dense layers, with dropout: the layers by their names, and the model."""
     layers = {
         "conv": Conv2D("conv", in_channels=1, out_channels=6, kernel_size=4, stride=2),
@@ -68,7 +68,7 @@ def network():
     }
     first, second, third = layers.values()
     net = Sequential(first, BatchNorm("bn", n_in=6), ReLU(), Flatten, second, ReLU(), Dropout(p=0.2), third)
-    return layers, Model(net(Input("images", shape=(None, 8, 8, 1)))).initialize(seed=0)
+    return layers, Model(net(Input("images", shape=(None, 8, 8, 1))), {"mode": mode}).initialize(seed=0)
 
 
 def dense(n_in=4, n_out=3, seed=0):
@@ -109,15 +109,15 @@ def spy(seen):
 # --- networks
 
 
-@pytest.mark.parametrize("mode", ["NUMBA", "CVM"])
+@pytest.mark.parametrize("mode", ["FAST_COMPILE", "NUMBA"])
 def test_trained_on_digits(digits, mode):
-    """Every unit of every layer inside its ball after every step, exactly; it learns; and without it, it leaves it."""
+    """Every unit of every layer inside its ball after every step, exactly; it learns; without it, some are outside."""
     (images, targets), (test_images, test_targets) = digits
 
     def train(*constraint):
-        layers, model = network()
+        layers, model = network(mode)
         rule = chain(clip_by_global_norm(1.0), adam(0.02), *constraint)
-        step = model.compile_train(rule, CrossEntropy(expect_logits=True), {"mode": mode})
+        step = model.compile_train(rule, CrossEntropy(expect_logits=True))
         longest = []
         for epoch in range(3):
             order = np.random.default_rng(epoch).permutation(len(targets))
@@ -131,7 +131,8 @@ def test_trained_on_digits(digits, mode):
     outside, right = train(max_norm(BOUND))
     assert outside == [0] * len(outside)
     assert right > 80
-    assert train()[0][-1] > 0, "nothing would have been constrained"
+    if mode == "FAST_COMPILE":  # one is enough
+        assert train()[0][-1] > 0, "nothing would have been constrained"
 
 
 @pytest.mark.parametrize("mode", ["NUMBA", "CVM", "FAST_COMPILE", "JAX"])
