@@ -47,22 +47,22 @@ def end(run: np.ndarray) -> float:
 def draw(runs: dict, path: Path) -> None:
     """`runs`: by kind and learning rate, the losses of each seed. A cross is where a fit diverged."""
     figure, (through, after) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", width_ratios=[3, 2])
-    cross = {"marker": "x", "ms": 9, "mew": 2}
     for (kind, rate), seeds in runs.items():
         for run in seeds:
-            colour, reached = COLOURS[kind], int(np.isfinite(run).sum())
-            if rate in (SHOWN, ADAM_RATE):
+            colour, reached, shown = COLOURS[kind], int(np.isfinite(run).sum()), rate in (SHOWN, ADAM_RATE)
+            if shown:
                 through.plot(np.arange(1, 1 + len(run)), run, color=colour, lw=0.8, alpha=0.6)
-                through.plot(reached, run[reached - 1], color=colour, **(cross if reached < len(run) else {}))
-            if reached < len(run):
-                after.plot(rate, 0.95, color=colour, transform=after.get_xaxis_transform(), **cross)
+            for axes, x in [(through, reached), (after, rate)] if reached < len(run) else ():
+                if shown or axes is after:
+                    axes.plot(x, 0.95, "x", color=colour, ms=9, mew=2, transform=axes.get_xaxis_transform())
             after.plot(rate, end(run), "o", color=colour, alpha=0.6)
     for kind, colour in COLOURS.items():
         through.plot([], [], color=colour, label=f"{kind}, rate {ADAM_RATE if kind == ADAM else SHOWN:g}")
     through.legend(frameon=False)
     through.set(xscale="log", yscale="log", xlabel="step", ylabel="loss (negative ELBO)", title="through the fit")
     after.set(xscale="log", yscale="log", xlabel="learning rate", title="loss at the end; cross: diverged")
-    after.set_ylim(top=after.get_ylim()[1] * 3)
+    through.set_ylim(100, 1e6)  # what diverges leaves it
+    after.set_ylim(100, 1e6)
     figure.savefig(path, dpi=100)
 
 
