@@ -265,7 +265,7 @@ LEFT_OUT += [
     f"{name} is not installed"
     for name in (
         *("pytensor", "pymc", "jax", "optax", "flax", "equinox", "torch", "ml_dtypes"),
-        *("array_api_strict", "dask", "xarray", "mlx"),
+        *("array_api_strict", "dask", "xarray", "mlx", "pytensor_ml"),
         *("keras", "tensorflow", "lightning", "transformers", "accelerate", "skorch"),
     )
     if not installed(name)

@@ -26,7 +26,8 @@ TORCH = ("", "_checks", "_gradients", "_groups", "_mesh", "_operators", "_portab
 OPTAX = ("clip", "leaves", "maxnorm", "modes", "units")  # which work on trees of JAX arrays
 # Every file that may name a library, besides NumPy, the one dependency.
 KNOWS = {
-    "pytensor": {f"backends/pytensor{part}.py" for part in ("", "_c", "_fusion", "_links", "_numba")},
+    "pytensor": {f"backends/pytensor{part}.py" for part in ("", "_c", "_fusion", "_links", "_numba")}
+    | {"pytensor_ml.py"},
     "jax": {
         "backends/pytensor_links.py",
         *(f"backends/jax{part}.py" for part in ("", "_exact", "_narrow", "_rows")),
@@ -47,6 +48,7 @@ KNOWS = {
     "transformers": set(),
     "accelerate": set(),
     "skorch": set(),
+    "pytensor_ml": set(),
     "numba": {"backends/pytensor_links.py", "backends/pytensor_numba.py"},
 }
 HEAVY = {"pytensor", "pymc", "jax", "optax", "torch", "numba", "ml_dtypes", "scipy", "keras"} | {
@@ -66,6 +68,7 @@ LEVELS = [
     "keras",
     "pymc",
     "pytensor",
+    "pytensor_ml",
     "torch",
     "optax",
     "jax",
