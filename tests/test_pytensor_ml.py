@@ -47,7 +47,7 @@ import normball.pytensor_ml
 from normball.pytensor_ml import max_norm
 
 BOUND = 0.7
-PYTHON = pytensor.compile.Mode("vm", "fast_compile")  # nothing to compile, where it is not the linker that is tested
+PYTHON = pytensor.compile.Mode("py", "fast_compile")  # nothing to compile, where it is not the linker that is tested
 QUICK = {"mode": PYTHON}
 
 
