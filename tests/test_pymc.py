@@ -261,7 +261,9 @@ def test_groups_in_an_order_of_their_own():
     """An approximation put together by hand keeps its variables where it wants."""
     with pm.Model() as model:
         a, b, c = pm.Normal("a", shape=2), pm.Normal("b", shape=2), pm.Normal("c", shape=2)
-        approx = pm.variational.Approximation([pm.variational.Group([c, a], vfam="mf"), pm.variational.Group([b], vfam="fr")], model=model)
+        approx = pm.variational.Approximation(
+            [pm.variational.Group([c, a], vfam="mf"), pm.variational.Group([b], vfam="fr")], model=model
+        )
     known = blocks(approx)
     assert {name: known[name].entries for name in "abc"} == {"a": slice(2, 4), "b": slice(0, 2), "c": slice(0, 2)}
     params = list(dict.fromkeys(known[name].parameter for name in "abc"))
