@@ -90,6 +90,13 @@ def test_a_wrong_bound_is_left_and_hides_no_other(bound, recognition):
     assert ours(pytensor.function([X, Y], graphs)) == 1
 
 
+def test_a_wrong_bound_in_an_array_is_left(recognition):
+    x = pt.tensor("x", shape=(5, 4), dtype="float64")
+    for last, found in ((4.0, 1), (-1.0, 0)):
+        bounds = np.array([[1.0, 2.0, 3.0, last]])
+        assert ours(pytensor.function([x], pm.norm_constraint(x, bounds))) == found
+
+
 def test_what_it_mends(recognition):
     function = pytensor.function([X], pm.norm_constraint(X, 3.0))
     far = np.array([[1e200, 1e-200], [0.0, 0.0]])
