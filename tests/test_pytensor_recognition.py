@@ -13,6 +13,7 @@ import pytensor.tensor as pt  # noqa: E402
 import normball  # noqa: E402
 import normball.pytensor  # noqa: E402
 from normball.backends.pytensor import NormConstraint, TotalNormConstraint  # noqa: E402
+from normball.backends.pytensor_fusion import ProducedNormConstraint  # noqa: E402
 
 X, Y, T = pt.matrix("x"), pt.vector("y"), pt.tensor4("t")
 RNG = np.random.default_rng(0)
@@ -27,8 +28,9 @@ def recognition():
 
 
 def ours(function):
-    """How many constraints a compiled function holds; those that are fused with others are of the same classes."""
-    return sum(isinstance(node.op, (NormConstraint, TotalNormConstraint)) for node in function.maker.fgraph.toposort())
+    """How many constraints a compiled function holds, those included that NUMBA mode fuses with what they read."""
+    kinds = (NormConstraint, TotalNormConstraint, ProducedNormConstraint)
+    return sum(isinstance(node.op, kinds) for node in function.maker.fgraph.toposort())
 
 
 FOUND = {
@@ -86,6 +88,13 @@ def test_left(name, recognition):
 def test_a_wrong_bound_is_left_and_hides_no_other(bound, recognition):
     graphs = [pm.norm_constraint(X, bound), pm.norm_constraint(X, 3.0), *pm.total_norm_constraint([X, Y], bound)]
     assert ours(pytensor.function([X, Y], graphs)) == 1
+
+
+def test_a_wrong_bound_in_an_array_is_left(recognition):
+    x = pt.tensor("x", shape=(5, 4), dtype="float64")
+    for last, found in ((4.0, 1), (-1.0, 0)):
+        bounds = np.array([[1.0, 2.0, 3.0, last]])
+        assert ours(pytensor.function([x], pm.norm_constraint(x, bounds))) == found
 
 
 def test_what_it_mends(recognition):

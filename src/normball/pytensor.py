@@ -119,6 +119,9 @@ def _products(node: Any) -> Iterator[tuple[Any, _Formula]]:
 
 def _replacement(x: Any, formula: _Formula, out: Any, totals: dict[Any, dict[Any, Any]]) -> Any:
     """The constraint in the place of a product, or None."""
+    bound = _number(formula.max_norm)
+    if bound is not None and not bound >= 0:
+        return None
     try:
         new = _per_group(x, formula, out)
         return _of_total(x, formula, totals) if new is None else new
