@@ -86,7 +86,8 @@ def test_left(name, recognition):
 
 @pytest.mark.parametrize("bound", [-1.0, np.nan])
 def test_a_wrong_bound_is_left_and_hides_no_other(bound, recognition):
-    graphs = [pm.norm_constraint(X, bound), pm.norm_constraint(X, 3.0), *pm.total_norm_constraint([X, Y], bound)]
+    wrong = [pm.norm_constraint(X, bound), pm.norm_constraint(X, 2.0, epsilon=bound)]
+    graphs = [*wrong, pm.norm_constraint(X, 3.0), *pm.total_norm_constraint([X, Y], bound)]
     assert ours(pytensor.function([X, Y], graphs)) == 1
 
 

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytensor.scalar as ps
 from pytensor.compile import optdb
+from pytensor.graph.basic import Constant
 from pytensor.graph.rewriting.basic import GraphRewriter, copy_stack_trace
 from pytensor.tensor.basic import get_underlying_scalar_constant_value
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
@@ -119,16 +121,10 @@ def _products(node: Any) -> Iterator[tuple[Any, _Formula]]:
 
 def _replacement(x: Any, formula: _Formula, out: Any, totals: dict[Any, dict[Any, Any]]) -> Any:
     """The constraint in the place of a product, or None."""
-    bound = _number(formula.max_norm)
-    if bound is not None and not bound >= 0:
-        return None
-    try:
-        new = _per_group(x, formula, out)
-        return _of_total(x, formula, totals) if new is None else new
-    except (
-        ValueError
-    ):  # a negative or NaN bound; an error here would end all rewriting of the graph, and be logged only
-        return None
+    if _is_wrong(formula.max_norm) or _is_wrong(formula.epsilon):
+        return None  # the constraint would refuse it, and an error here would end all rewriting of the graph
+    new = _per_group(x, formula, out)
+    return _of_total(x, formula, totals) if new is None else new
 
 
 def _per_group(x: Any, formula: _Formula, out: Any) -> Any:
@@ -197,6 +193,12 @@ def _axes(total: Any, x: Any) -> tuple[int, ...]:
 
 def _is(node: Any, operation: Any) -> bool:
     return node is not None and isinstance(node.op, Elemwise) and node.op.scalar_op == operation
+
+
+def _is_wrong(bound: Any) -> bool:
+    """Whether a bound is known already, and negative or NaN."""
+    known = bound.data if isinstance(bound, Constant) else _number(bound)
+    return known is not None and not np.all(known >= 0)
 
 
 def _bare(variable: Any) -> Any:
