@@ -10,6 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from normball import arguments
 from normball.backends import array_api_portable as portable
 
 _XP = SimpleNamespace(
@@ -38,11 +39,13 @@ _XP = SimpleNamespace(
 
 def norms(x: Any, axes: tuple[int, ...]) -> Any:
     """The Euclidean norms as float64, the reduced axes kept as 1."""
+    _check(x)
     return portable.value(_XP, portable.norms(_XP, x, axes, 2, wide=True))
 
 
 def constrain(x: Any, max_norm: Any, axes: tuple[int, ...]) -> Any:
     """Every group inside its ball, with epsilon 0."""
+    _check(x)
     found = portable.norms(_XP, x, axes, 2, wide=x.dtype == tf.float64)
     bound = tf.cast(tf.convert_to_tensor(max_norm, None if hasattr(max_norm, "dtype") else tf.float64), tf.float64)
     return portable.rescaled(_XP, x, found, bound, tf.zeros((), tf.float64))
@@ -50,8 +53,16 @@ def constrain(x: Any, max_norm: Any, axes: tuple[int, ...]) -> Any:
 
 def constrain_total(xs: Sequence[Any], max_norm: float) -> tuple[list[Any], Any]:
     """All tensors as one group inside its ball, with epsilon 0, and its norm before."""
+    for index, x in enumerate(xs):
+        _check(x, index)
     every = [portable.norms(_XP, tf.reshape(x, (-1,)), (0,), 2, wide=True) for x in xs]
     total = portable.merged(_XP, portable.Norms(*(tf.concat(word, 0) for word in zip(*every, strict=True))), (0,), 2)
     bound, zero = tf.constant(max_norm, tf.float64), tf.zeros((), tf.float64)
     flat = [portable.rescaled(_XP, tf.reshape(x, (-1,)), total, bound, zero) for x in xs]
     return [tf.reshape(y, x.shape) for y, x in zip(flat, xs, strict=True)], portable.value(_XP, total)[0]
+
+
+def _check(x: Any, index: int | None = None) -> None:
+    """Refuse what has no norm ball here."""
+    if x.dtype.name not in arguments.REAL_FLOATS:
+        raise arguments.wrong_dtype(x.dtype.name, arguments.entry("tensor_var", index))
