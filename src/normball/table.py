@@ -1,18 +1,34 @@
 """A table of what was chosen in a model, and what was left out and why. Pure Python, imports nothing of ours."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 _SHOWN = 6  # names of what is left out for one reason
 
 
-def as_text(header: Sequence[str], rows: Iterable[Sequence[str]], left_out: Mapping[str, Sequence[str]]) -> str:
-    """Columns under their names, if there are rows, and a line for each reason."""
-    rows = list(rows)
-    cells = [header, *rows] if rows else []
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
-    lines += [f"left out, {reason}: {_some(names)}" for reason, names in left_out.items()]
-    return "\n".join(lines)
+@dataclass(repr=False)
+class Table:
+    """What was chosen in a model, and what not, by reason; prints as a table."""
+
+    header: Sequence[str]
+    cells: Callable[[Any], Sequence[str]]  # of a row
+    rows: list[Any] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """One more that was not chosen."""
+        self.left_out.setdefault(reason, []).append(name)
+
+    def __str__(self) -> str:
+        """Columns under their names, if there are rows, and a line for each reason."""
+        cells = [self.header, *map(self.cells, self.rows)] if self.rows else []
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+        lines += [f"left out, {reason}: {_some(names)}" for reason, names in self.left_out.items()]
+        return "\n".join(lines)
+
+    __repr__ = __str__
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,12 +1,11 @@
 """What is constrained in a model, along which axes, and what not, as a table to read."""
 
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import keras
 
 from normball.keras.constraints import Constraint
-from normball.table import as_text
+from normball.table import Table
 
 _HEADER = ("weight", "layer", "shape", "layout", "axes", "constraint")
 
@@ -20,19 +19,6 @@ class Row(NamedTuple):
     layout: str
     axes: tuple[int, ...]
     constraint: Any
-
-
-@dataclass(repr=False)
-class Table:
-    """What is constrained, and what not, by reason; prints as a table."""
-
-    rows: list[Row] = field(default_factory=list)
-    left_out: dict[str, list[str]] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return as_text(_HEADER, map(_cells, self.rows), self.left_out)
-
-    __repr__ = __str__
 
 
 def describe(model: keras.Layer) -> Table:
@@ -71,14 +57,14 @@ def describe(model: keras.Layer) -> Table:
     """
     if not isinstance(model, keras.Layer):
         raise TypeError(f"model of type {type(model).__name__}: must be a keras.Model or keras.Layer; pass one")
-    result = Table()
+    result = Table(_HEADER, _cells)
     for variable in model.trainable_variables:
         constraint, shape = variable.constraint, tuple(variable.shape)
         if not isinstance(constraint, Constraint):
             reason = "no constraint" if constraint is None else f"under another constraint, {type(constraint).__name__}"
-            result.left_out.setdefault(reason, []).append(variable.path)
+            result.leave_out(variable.path, reason)
         elif (place := constraint.place_of(variable)) is None:
-            result.left_out.setdefault("made by no layer with this constraint: pass axis", []).append(variable.path)
+            result.leave_out(variable.path, "made by no layer with this constraint: pass axis")
         else:
             result.rows.append(Row(variable.path, place.layer, shape, *place.layout, constraint))
     if not result.rows and not result.left_out:

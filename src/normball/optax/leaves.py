@@ -1,7 +1,6 @@
 """The leaves of a tree: their names, which of them are constrained, along which axes, and why others are not."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +8,7 @@ from jax.tree_util import GetAttrKey, keystr, tree_flatten_with_path, tree_map_w
 
 from normball import arguments
 from normball.optax.layouts import UNKNOWN, Layout, incoming
-from normball.table import as_text
+from normball.table import Table
 
 FLOATS = (*arguments.REAL_FLOATS, "complex64", "complex128")
 _WORDS = ("incoming", "all")
@@ -24,19 +23,6 @@ class Leaf(NamedTuple):
     shape: tuple[int, ...]
     layout: Layout | None  # None: it is left alone
     reason: str = ""  # why it is left alone
-
-
-@dataclass(repr=False)
-class Table:
-    """What is constrained in a tree, and what not, by reason; prints as a table."""
-
-    rows: list[Leaf] = field(default_factory=list)
-    left_out: dict[str, list[str]] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return as_text(_HEADER, map(_cells, self.rows), self.left_out)
-
-    __repr__ = __str__
 
 
 class Choice:
@@ -57,12 +43,12 @@ class Choice:
 
     def describe(self, tree: Any) -> Table:
         """The table of all leaves."""
-        result = Table()
+        result = Table(_HEADER, _cells)
         for leaf in self.of(tree):
             if leaf.layout:
                 result.rows.append(leaf)
             else:
-                result.left_out.setdefault(leaf.reason, []).append(leaf.name)
+                result.leave_out(leaf.name, leaf.reason)
         return result
 
     def check(self, tree: Any) -> None:

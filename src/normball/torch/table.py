@@ -1,10 +1,9 @@
 """What is constrained in a model, and what not and why, as a table to read."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from normball.table import as_text
+from normball.table import Table
 from normball.torch.weights import Weight, lookup
 
 _HEADER = ("name", "layer", "shape", "layout", "axes", "bound")
@@ -21,22 +20,9 @@ class Row(NamedTuple):
     bound: Any
 
 
-@dataclass(repr=False)
-class Table:
-    """What is constrained, and what not, by reason; prints as a table."""
-
-    rows: list[Row] = field(default_factory=list)
-    left_out: dict[str, list[str]] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return as_text(_HEADER, map(_cells, self.rows), self.left_out)
-
-    __repr__ = __str__
-
-
 def table(weights: Iterable[Weight], max_norm: Any) -> Table:
     """The table of all parameters of a model, under one bound or bounds by glob."""
-    result = Table()
+    result = Table(_HEADER, _cells)
     for weight in weights:
         bound, name = lookup(max_norm, weight), " = ".join((weight.name, *weight.others))
         if weight.layout and bound is not None:
@@ -44,7 +30,7 @@ def table(weights: Iterable[Weight], max_norm: Any) -> Table:
             result.rows.append(Row(name, weight.layer, weight.shape, text, axes, bound))
         else:
             reason = "no max_norm for it" if weight.layout else weight.reason or "no match"
-            result.left_out.setdefault(reason, []).append(name)
+            result.leave_out(name, reason)
     return result
 
 
