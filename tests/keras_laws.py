@@ -498,7 +498,8 @@ def network(constraint=None, optimizer=None, head=None):
     return model
 
 
-X, Y = np.random.default_rng(0).normal(size=(24, 6, 6, 1)).astype(np.float32), np.arange(24) % 3
+X = np.random.default_rng(0).normal(size=(24, 6, 6, 1)).astype(np.float32)
+Y = np.arange(24, dtype=np.int32) % 3  # int64 makes JAX warn, without its 64-bit mode
 
 
 def outside(model):
