@@ -682,6 +682,18 @@ def test_clipping_of_optimizers():
     assert spoilt.clip_report().clipped
 
 
+@pytest.mark.parametrize("setting", ["clipnorm", "global_clipnorm"])
+def test_reports_of_several_steps(setting):
+    """Which step was clipped, and in how many: not where the norm is the bound itself."""
+    optimizer = optimizers.clipping(Given)(0.1, **{setting: 5.0})
+    weight = keras.Variable(np.zeros(2, np.float32))
+    reports = []
+    for gradient in ([3.0, 4.0], [6.0, 8.0], [30.0, 40.0], [0.3, 0.4]):
+        optimizer.apply([tensor(np.array(gradient, np.float32))], [weight])
+        reports.append((optimizer.clip_report().clipped, optimizer.clip_report().clip_fraction))
+    assert reports == [(False, 0.0), (True, 1 / 2), (True, 2 / 3), (False, 2 / 4)]
+
+
 def test_accumulated_gradients_are_clipped_when_used():
     given = optimizers.clipping(Given)(0.1, global_clipnorm=1.0, gradient_accumulation_steps=2)
     weight = keras.Variable(np.zeros(2, np.float32))
