@@ -43,6 +43,16 @@ def check(mesh):
         assert collectives(normball.norm_constraint, x, 5.0) == only_reduces(reduces), spec
 
 
+def check_large(mesh):
+    """Arrays that one device would take block by block, which here would gather them; a tiny bound has sums of its own."""
+    for spec, reduces in {P("a", None): (1, 0), P(None, "b"): (0, 1), P("a", "b"): (1, 1)}.items():
+        x = jax.ShapeDtypeStruct((1024, 256), np.float32, sharding=NamedSharding(mesh, spec))
+        for axis, bound in ((0, 5.0), (1, 5.0), (1, 1e-38)):
+            alone = collectives(lambda x, axis=axis, bound=bound: normball.norm_constraint(x, bound, axis), x)
+            assert alone == only_reduces(reduces[axis]), (spec, axis, bound)
+        assert collectives(jax.grad(loss), x) == only_reduces(2 * reduces[0]), spec
+
+
 def check_float64(mesh):
     """Exact sums: more collectives, which docs/numerics.md counts, and of what is known of each group alone."""
     w = np.random.default_rng(0).standard_normal((64, 32))
@@ -86,6 +96,7 @@ for kind in (AxisType.Auto, AxisType.Explicit):
         check(mesh)
         if kind == AxisType.Auto:
             check_counter(mesh)
+            check_large(mesh)
             check_tree(mesh)
             with jax.enable_x64(True):
                 check_float64(mesh)
