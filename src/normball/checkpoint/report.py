@@ -1,0 +1,284 @@
+"""What a check has found: for people as a table, for programs as JSON and CSV."""
+
+import csv
+import io
+import json
+import math
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TextIO
+
+from normball.checkpoint.errors import printable
+from normball.checkpoint.rules import Choice
+from normball.checkpoint.statistics import Statistics
+from normball.checkpoint.tensors import Tensor
+from normball.table import Table
+
+_NARROWEST = 24  # what names are shortened to before a column is left out
+_NAMES = 6  # names of what is left out for one reason
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor and its norms."""
+
+    tensor: Tensor
+    choice: Choice
+    statistics: Statistics
+
+    @property
+    def badness(self) -> tuple[bool, float, float]:
+        """What sorts the worst first: norms that are no numbers, then the largest norm in multiples of its limit."""
+        limit, maximum = self.choice.limit, self.statistics.maximum
+        largest = -1.0 if math.isnan(maximum) else maximum
+        if limit is None or limit == math.inf:
+            return bool(self.statistics.nonfinite), 0.0, largest
+        relative = largest / limit if limit else math.inf if self.statistics.over else 0.0
+        return bool(self.statistics.nonfinite), relative, largest
+
+
+@dataclass
+class Report:
+    """What a check has found."""
+
+    rows: list[Row] = field(default_factory=list)  # in the model's order
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # reason -> names
+    assumed: str = ""  # what was assumed of the layout
+
+    @property
+    def violations(self) -> int:
+        """How many groups are over their limits, or hold what is no number."""
+        return sum(row.statistics.over + row.statistics.nonfinite for row in self.rows)
+
+    @property
+    def worst_first(self) -> list[Row]:
+        """The rows as a reader wants them."""
+        return sorted(self.rows, key=lambda row: row.badness, reverse=True)
+
+    @property
+    def doubts(self) -> dict[str, list[str]]:
+        """What names may mean instead -> names."""
+        doubts: dict[str, list[str]] = {}
+        for row in self.rows:
+            if row.choice.doubt:
+                doubts.setdefault(row.choice.doubt, []).append(row.tensor.name)
+        return doubts
+
+
+class Column(NamedTuple):
+    """One column of the table."""
+
+    title: str
+    text: Callable[[Row], str]
+    numeric: bool = True
+
+
+# From the last that a narrow terminal goes without to the first.
+_IMPORTANT = ["over", "max", "non-finite", "axes", "limit", "groups", "median", "shape", "p99"]
+_IMPORTANT += ["why", "min", "zero", "dtype"]
+_COLUMNS = [
+    Column("dtype", lambda row: printable(row.tensor.dtype), False),
+    Column("shape", lambda row: "x".join(map(str, row.tensor.shape)), False),
+    Column("axes", lambda row: ",".join(map(str, row.choice.axes or ())), False),
+    Column("why", lambda row: printable(row.choice.why), False),
+    Column("groups", lambda row: str(row.statistics.groups)),
+    Column("min", lambda row: number(row.statistics.minimum)),
+    Column("median", lambda row: number(row.statistics.median)),
+    Column("p99", lambda row: number(row.statistics.p99)),
+    Column("max", lambda row: number(row.statistics.maximum, row.choice.limit if row.statistics.over else None)),
+    Column("limit", lambda row: "" if row.choice.limit is None else number(row.choice.limit)),
+    Column("over", lambda row: "" if row.choice.limit is None else str(row.statistics.over)),
+    Column("zero", lambda row: str(row.statistics.zero)),
+    Column("non-finite", lambda row: str(row.statistics.nonfinite)),
+]
+
+
+def number(value: float, above: float | None = None) -> str:
+    """A norm in few digits; in as many as show that it is above its limit."""
+    if math.isnan(value):
+        return "-"
+    for digits in range(4, 17):
+        text = f"{value:.{digits}g}"
+        if above is None or float(text) > above:
+            return text
+    return repr(value)
+
+
+def shorten(name: str, width: int) -> str:
+    """A name in at most this many columns of a terminal: what is too much goes from the middle."""
+    if _width(name) <= width:
+        return name
+    tail, used = "", 0
+    for character in reversed(name):
+        if used + _width(character) > (width - 1) * 2 // 3:
+            break
+        tail, used = character + tail, used + _width(character)
+    head, room = "", width - 1 - used
+    for character in name:
+        room -= _width(character)
+        if room < 0:
+            break
+        head += character
+    return f"{head}…{tail}"
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 - bool(unicodedata.combining(c)) for c in text)
+
+
+def show(report: Report, out: TextIO, top: int | None) -> None:
+    """The table: fitted into a terminal, else plain and whole. `top`: how many rows, the worst first; None: all."""
+    rows = report.worst_first[: top or None]
+    if not (out.isatty() and _rich_table(report, rows, out)):
+        columns = [column for column in _COLUMNS if any(map(column.text, rows))]
+        names = [Column("name", lambda row: printable(row.tensor.name), False), *columns]
+        titles = [column.title for column in names]
+        table = Table(titles, lambda row: [column.text(row) for column in names], list(rows))
+        if rows:
+            print(table, file=out)
+    print(*_lines(report, len(rows)), sep="\n", file=out)
+
+
+def _lines(report: Report, shown: int) -> list[str]:
+    """What is below the table."""
+    lines = [f"... and {len(report.rows) - shown} more tensors; --top 0 shows all"] if shown < len(report.rows) else []
+    total, limited = totals(report), any(row.choice.limit is not None for row in report.rows)
+    over = f"{total['over']:,} over their limit, in {total['tensors_over']:,} of them; " if limited else ""
+    lines.append(
+        f"{_many(len(report.rows), 'tensor')}, {_many(total['groups'], 'group')}: "
+        f"{over}{total['zero']:,} zero, {total['nonfinite']:,} non-finite"
+    )
+    lines += [f"layout: {report.assumed}"] if report.assumed else []
+    lines += [f"note: {_some(names)}: {doubt}" for doubt, names in report.doubts.items()]
+    return lines + [f"left out, {printable(reason)}: {_some(names)}" for reason, names in report.left_out.items()]
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _NAMES
+    text = ", ".join(map(printable, names[:_NAMES]))
+    return text if more <= 0 else f"{text} and {more} more"
+
+
+def totals(report: Report) -> dict[str, int]:
+    """Sums over all tensors."""
+    found = [row.statistics for row in report.rows]
+    return {
+        "tensors": len(found),
+        "groups": sum(one.groups for one in found),
+        "over": sum(one.over for one in found),
+        "tensors_over": sum(one.over > 0 for one in found),
+        "zero": sum(one.zero for one in found),
+        "nonfinite": sum(one.nonfinite for one in found),
+        "left_out": sum(map(len, report.left_out.values())),
+    }
+
+
+def _rich_table(report: Report, rows: Sequence[Row], out: TextIO) -> bool:
+    """Print the rows in colours, in as many columns as fit; False where rich is not installed."""
+    try:
+        from rich import box, table, text
+        from rich.console import Console
+    except ImportError:
+        return False
+    console = Console(file=out)
+    columns, name_width = fitting(rows, console.width)
+    grid = table.Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    grid.add_column("name", no_wrap=True)
+    for column in columns:
+        grid.add_column(column.title, justify="right" if column.numeric else "left", no_wrap=True)
+    for row in rows:
+        bad = "bold red" if row.statistics.over or row.statistics.nonfinite else ""
+        cells = [text.Text(shorten(printable(row.tensor.name), name_width), style=bad)]
+        for column in columns:
+            marked = column.title in ("max", "over", "non-finite")
+            cells.append(text.Text(column.text(row), style=bad if marked else "dim" if column.title == "why" else ""))
+        grid.add_row(*cells)
+    if rows:
+        console.print(grid)
+        if "why" not in [column.title for column in columns]:
+            for why, count in _reasons(rows).items():
+                console.print(text.Text(f"axes {why}: {_many(count, 'tensor')}", style="dim"))
+    return True
+
+
+def _reasons(rows: Iterable[Row]) -> dict[str, int]:
+    """How many rows have the same axes for the same reason: what stands for a column that found no room."""
+    reasons: dict[str, int] = {}
+    for row in rows:
+        why = f"{','.join(map(str, row.choice.axes or ()))} by {printable(row.choice.why)}"
+        reasons[why] = reasons.get(why, 0) + 1
+    return reasons
+
+
+def fitting(rows: Sequence[Row], width: int) -> tuple[list[Column], int]:
+    """The most important columns that fit beside the names, in their order; and the columns left for names."""
+    useful = [column for column in _COLUMNS if any(column.text(row).strip("0") for row in rows)]
+    spaces = {column.title: max(map(_width, (column.title, *map(column.text, rows)))) + 1 for column in useful}
+    longest = max((_width(printable(row.tensor.name)) for row in rows), default=0)
+    wanted, room, taken = min(longest, _NARROWEST), width, set()
+    for title in sorted(spaces, key=_IMPORTANT.index):
+        if room - spaces[title] < wanted:
+            continue
+        room -= spaces[title]
+        taken.add(title)
+    return [column for column in useful if column.title in taken], min(room, longest)
+
+
+def to_json(report: Report, top: int | None) -> str:
+    """One object; numbers that JSON can't hold are null."""
+    content = {
+        "totals": totals(report),
+        "assumed": report.assumed or None,
+        "tensors": [record(row) for row in report.worst_first[: top or None]],
+        "left_out": [{"name": name, "why": why} for why, names in report.left_out.items() for name in names],
+    }
+    return json.dumps(content, indent=1, allow_nan=False)
+
+
+def to_csv(report: Report, top: int | None) -> str:
+    """A line a tensor, those that are left out last."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(_RECORD), lineterminator="\n")
+    writer.writeheader()
+    for row in report.worst_first[: top or None]:
+        values = record(row)
+        values |= {"name": printable(values["name"]), "why": printable(values["why"])}
+        values |= {key: " ".join(map(str, values[key])) for key in ("shape", "axes")}
+        writer.writerow(values)
+    for why, names in report.left_out.items():
+        for name in names:
+            writer.writerow({"name": printable(name), "why": f"left out, {printable(why)}"})
+    return out.getvalue()
+
+
+_RECORD: dict[str, Callable[[Row], Any]] = {
+    "name": lambda row: row.tensor.name,
+    "dtype": lambda row: row.tensor.dtype,
+    "shape": lambda row: list(row.tensor.shape),
+    "axes": lambda row: list(row.choice.axes or ()),
+    "why": lambda row: row.choice.why,
+    "limit": lambda row: _finite(row.choice.limit),
+    "groups": lambda row: row.statistics.groups,
+    "min": lambda row: _finite(row.statistics.minimum),
+    "median": lambda row: _finite(row.statistics.median),
+    "p99": lambda row: _finite(row.statistics.p99),
+    "max": lambda row: _finite(row.statistics.maximum),
+    "over": lambda row: None if row.choice.limit is None else row.statistics.over,
+    "zero": lambda row: row.statistics.zero,
+    "nonfinite": lambda row: row.statistics.nonfinite,
+    "note": lambda row: row.choice.doubt or None,
+}
+
+
+def record(row: Row) -> dict[str, Any]:
+    """A row by names, of what JSON has."""
+    return {name: value(row) for name, value in _RECORD.items()}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
