@@ -150,15 +150,16 @@ def _lines(report: Report, shown: int) -> list[str]:
         f"{over}{total['zero']:,} zero, {total['nonfinite']:,} non-finite"
     )
     lines += [f"layout: {report.assumed}"] if report.assumed else []
-    lines += [f"note: {_some(names)}: {doubt}" for doubt, names in report.doubts.items()]
-    return lines + [f"left out, {printable(reason)}: {_some(names)}" for reason, names in report.left_out.items()]
+    lines += [f"note: {some(names)}: {doubt}" for doubt, names in report.doubts.items()]
+    return lines + [f"left out, {printable(reason)}: {some(names)}" for reason, names in report.left_out.items()]
 
 
 def _many(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The names, where they are few."""
     more = len(names) - _NAMES
     text = ", ".join(map(printable, names[:_NAMES]))
     return text if more <= 0 else f"{text} and {more} more"
@@ -262,12 +263,12 @@ _RECORD: dict[str, Callable[[Row], Any]] = {
     "shape": lambda row: list(row.tensor.shape),
     "axes": lambda row: list(row.choice.axes or ()),
     "why": lambda row: row.choice.why,
-    "limit": lambda row: _finite(row.choice.limit),
+    "limit": lambda row: finite(row.choice.limit),
     "groups": lambda row: row.statistics.groups,
-    "min": lambda row: _finite(row.statistics.minimum),
-    "median": lambda row: _finite(row.statistics.median),
-    "p99": lambda row: _finite(row.statistics.p99),
-    "max": lambda row: _finite(row.statistics.maximum),
+    "min": lambda row: finite(row.statistics.minimum),
+    "median": lambda row: finite(row.statistics.median),
+    "p99": lambda row: finite(row.statistics.p99),
+    "max": lambda row: finite(row.statistics.maximum),
     "over": lambda row: None if row.choice.limit is None else row.statistics.over,
     "zero": lambda row: row.statistics.zero,
     "nonfinite": lambda row: row.statistics.nonfinite,
@@ -280,5 +281,6 @@ def record(row: Row) -> dict[str, Any]:
     return {name: value(row) for name, value in _RECORD.items()}
 
 
-def _finite(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
+    """A number that JSON has, else None."""
     return value if value is not None and math.isfinite(value) else None
