@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from normball.checkpoint import stream
 from normball.checkpoint.layouts import ASSUMED
-from normball.checkpoint.report import Report, Row
+from normball.checkpoint.report import Report
 from normball.checkpoint.rules import Choice, Rule, choose
 from normball.checkpoint.statistics import Statistics
 from normball.checkpoint.tensors import FLOATS, FP8, Model, Tensor
@@ -29,7 +29,7 @@ def check(model: Model, choices: Mapping[str, Choice], assumed: str, workers: Wo
     for tensor in model.tensors:
         choice = choices[tensor.name]
         if choice.axes is None:
-            report.left_out.setdefault(choice.why, []).append(tensor.name)
+            report.add(tensor, choice, None)
             continue
         scale = 1.0
         if tensor.dtype in FP8:
@@ -37,7 +37,7 @@ def check(model: Model, choices: Mapping[str, Choice], assumed: str, workers: Wo
             choice = replace(choice, why=f"{choice.why}, {note}")
         statistics = Statistics()
         stream.measure(tensor, choice.axes, choice.limit, statistics, workers, scale)
-        report.rows.append(Row(tensor, choice, statistics.finish()))
+        report.add(tensor, choice, statistics.finish())
     return report
 
 

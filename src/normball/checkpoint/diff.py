@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -59,7 +59,12 @@ class Difference:
 
 
 def diff(
-    first: Model, second: Model, names: Sequence[str], choices: Mapping[str, Choice], workers: Workers
+    first: Model,
+    second: Model,
+    names: Sequence[str],
+    choices: Mapping[str, Choice],
+    workers: Workers,
+    progress: Callable[[int], None] = lambda nbytes: None,
 ) -> Difference:
     """Compare two models, which are called `names`; `choices` are those of the first's tensors."""
     result = Difference()
@@ -81,6 +86,7 @@ def diff(
             result.without_groups.append((name, choice.why))
         else:
             result.changes.append(_compare(tensor, other, choice, workers))
+        progress(tensor.nbytes)
     return result
 
 

@@ -46,6 +46,13 @@ class Report:
     left_out: dict[str, list[str]] = field(default_factory=dict)  # reason -> names
     assumed: str = ""  # what was assumed of the layout
 
+    def add(self, tensor: Tensor, choice: Choice, statistics: Statistics | None) -> None:
+        """One more tensor; without statistics one that was left alone."""
+        if statistics is not None:
+            self.rows.append(Row(tensor, choice, statistics))
+        elif choice.axes is None:
+            self.left_out.setdefault(choice.why, []).append(tensor.name)
+
     @property
     def violations(self) -> int:
         """How many groups are over their limits, or hold what is no number."""
@@ -67,31 +74,51 @@ class Report:
 
 
 class Column(NamedTuple):
-    """One column of the table."""
+    """One column of the table: what it says, and the number that it is about."""
 
     title: str
     text: Callable[[Row], str]
-    numeric: bool = True
+    value: Callable[[Row], float] | None = None
 
 
+def _count(title: str, value: Callable[[Row], int]) -> Column:
+    return Column(title, lambda row: str(value(row)), value)
+
+
+def _norm(title: str, value: Callable[[Row], float]) -> Column:
+    return Column(title, lambda row: number(value(row)), value)
+
+
+COLUMNS = [
+    Column("dtype", lambda row: printable(row.tensor.dtype)),
+    Column("shape", lambda row: "x".join(map(str, row.tensor.shape))),
+    Column("axes", lambda row: ",".join(map(str, row.choice.axes or ()))),
+    Column("why", lambda row: printable(row.choice.why)),
+    _count("groups", lambda row: row.statistics.groups),
+    _norm("min", lambda row: row.statistics.minimum),
+    _norm("median", lambda row: row.statistics.median),
+    _norm("p99", lambda row: row.statistics.p99),
+    Column(
+        "max",
+        lambda row: number(row.statistics.maximum, row.choice.limit if row.statistics.over else None),
+        lambda row: row.statistics.maximum,
+    ),
+    Column(
+        "limit",
+        lambda row: "" if row.choice.limit is None else number(row.choice.limit),
+        lambda row: -1.0 if row.choice.limit is None else row.choice.limit,
+    ),
+    Column(
+        "over",
+        lambda row: "" if row.choice.limit is None else str(row.statistics.over),
+        lambda row: row.statistics.over,
+    ),
+    _count("zero", lambda row: row.statistics.zero),
+    _count("non-finite", lambda row: row.statistics.nonfinite),
+]
 # From the last that a narrow terminal goes without to the first.
 _IMPORTANT = ["over", "max", "non-finite", "axes", "limit", "groups", "median", "shape", "p99"]
 _IMPORTANT += ["why", "min", "zero", "dtype"]
-_COLUMNS = [
-    Column("dtype", lambda row: printable(row.tensor.dtype), False),
-    Column("shape", lambda row: "x".join(map(str, row.tensor.shape)), False),
-    Column("axes", lambda row: ",".join(map(str, row.choice.axes or ())), False),
-    Column("why", lambda row: printable(row.choice.why), False),
-    Column("groups", lambda row: str(row.statistics.groups)),
-    Column("min", lambda row: number(row.statistics.minimum)),
-    Column("median", lambda row: number(row.statistics.median)),
-    Column("p99", lambda row: number(row.statistics.p99)),
-    Column("max", lambda row: number(row.statistics.maximum, row.choice.limit if row.statistics.over else None)),
-    Column("limit", lambda row: "" if row.choice.limit is None else number(row.choice.limit)),
-    Column("over", lambda row: "" if row.choice.limit is None else str(row.statistics.over)),
-    Column("zero", lambda row: str(row.statistics.zero)),
-    Column("non-finite", lambda row: str(row.statistics.nonfinite)),
-]
 
 
 def number(value: float, above: float | None = None) -> str:
@@ -131,8 +158,8 @@ def show(report: Report, out: TextIO, top: int | None) -> None:
     """The table: fitted into a terminal, else plain and whole. `top`: how many rows, the worst first; None: all."""
     rows = report.worst_first[: top or None]
     if not (out.isatty() and _rich_table(report, rows, out)):
-        columns = [column for column in _COLUMNS if any(map(column.text, rows))]
-        names = [Column("name", lambda row: printable(row.tensor.name), False), *columns]
+        columns = [column for column in COLUMNS if any(map(column.text, rows))]
+        names = [Column("name", lambda row: printable(row.tensor.name)), *columns]
         titles = [column.title for column in names]
         table = Table(titles, lambda row: [column.text(row) for column in names], list(rows))
         if rows:
@@ -191,7 +218,7 @@ def _rich_table(report: Report, rows: Sequence[Row], out: TextIO) -> bool:
     grid = table.Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     grid.add_column("name", no_wrap=True)
     for column in columns:
-        grid.add_column(column.title, justify="right" if column.numeric else "left", no_wrap=True)
+        grid.add_column(column.title, justify="right" if column.value else "left", no_wrap=True)
     for row in rows:
         bad = "bold red" if row.statistics.over or row.statistics.nonfinite else ""
         cells = [text.Text(shorten(printable(row.tensor.name), name_width), style=bad)]
@@ -218,7 +245,7 @@ def _reasons(rows: Iterable[Row]) -> dict[str, int]:
 
 def fitting(rows: Sequence[Row], width: int) -> tuple[list[Column], int]:
     """The most important columns that fit beside the names, in their order; and the columns left for names."""
-    useful = [column for column in _COLUMNS if any(column.text(row).strip("0") for row in rows)]
+    useful = [column for column in COLUMNS if any(column.text(row).strip("0") for row in rows)]
     spaces = {column.title: max(map(_width, (column.title, *map(column.text, rows)))) + 1 for column in useful}
     longest = max((_width(printable(row.tensor.name)) for row in rows), default=0)
     wanted, room, taken = min(longest, _NARROWEST), width, set()
