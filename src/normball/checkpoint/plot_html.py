@@ -5,7 +5,7 @@ import math
 
 from normball.checkpoint.errors import printable
 from normball.checkpoint.geometry import OVER, WITHIN, Scale, bars, scale_of, subtitle
-from normball.checkpoint.report import COLUMNS, Column, Report, Row, some
+from normball.checkpoint.report import Column, Report, Row, some, useful
 
 _STYLE = f"""
 :root {{ color-scheme: light dark; --within: {WITHIN}; --over: {OVER}; }}
@@ -14,7 +14,7 @@ h1 {{ font-size: 1.2rem; margin: 0; }} p {{ margin: .3rem 0 1rem; }} .bad {{ col
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th {{ position: sticky; top: 0; background: Canvas; text-align: left; cursor: pointer; white-space: nowrap; vertical-align: bottom; }}
 th, td {{ padding: .15rem .5rem; border-bottom: 1px solid color-mix(in srgb, CanvasText 15%, Canvas); }}
-td.n {{ text-align: right; }} td.name {{ font-family: ui-monospace, monospace; overflow-wrap: anywhere; }}
+td {{ white-space: nowrap; }} td.n {{ text-align: right; }} td.name {{ font-family: ui-monospace, monospace; white-space: nowrap; }}
 th[aria-sort=ascending]::after {{ content: " \\25B2"; }} th[aria-sort=descending]::after {{ content: " \\25BC"; }}
 svg {{ display: block; }} svg text {{ font-size: 10px; fill: CanvasText; }}
 .w {{ fill: var(--within); }} .o {{ fill: var(--over); }} .l {{ stroke: CanvasText; stroke-width: 1.5; }}
@@ -37,14 +37,14 @@ for (const head of document.querySelectorAll("th")) {
 }
 """
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-_WIDTH, _HEIGHT = 360, 22  # pixels of a row's drawing
+_WIDTH, _HEIGHT = 320, 22  # pixels of a row's drawing
 
 
 def page(report: Report, title: str) -> str:
     """The file's content."""
     scale = scale_of(report.rows)
-    columns = [column for column in COLUMNS if any(map(column.text, report.rows))]
-    heads = [_head("order", True, ""), _head("name", False, ""), _head("norms", True, _axis(scale))]
+    columns = useful(report.rows)
+    heads = [_head("no.", True, ""), _head("name", False, ""), _head("norms", True, _axis(scale))]
     heads += [_head(column.title, column.value is not None, "") for column in columns]
     body = "\n".join(_row(place, row, columns, scale) for place, row in enumerate(report.rows))
     left_out = "".join(

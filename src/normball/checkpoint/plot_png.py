@@ -76,8 +76,9 @@ def _distributions(panel: Axes, rows: Sequence[Row], scale: Scale) -> None:
 
 def _texts(panel: Axes, rows: Sequence[Row], size: float) -> None:
     """Names on the left, what was found on the right."""
-    for place, row in enumerate(rows):
+    names = shorten([printable(row.tensor.name) for row in rows], _NAME)
+    for place, (name, row) in enumerate(zip(names, rows, strict=True)):
         bad = row.statistics.over or row.statistics.nonfinite
         style = {"parse_math": False, "fontsize": size, "va": "center", "color": OVER if bad else "black"}
-        panel.text(-0.012, place, shorten(printable(row.tensor.name), _NAME), ha="right", **style)
+        panel.text(-0.012, place, name, ha="right", **style)
         panel.text(1.012, place, verdict(row), ha="left", **style)

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import math
+import shutil
+import textwrap
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from normball.checkpoint.tensors import Tensor
 from normball.table import Table
 
 _NARROWEST = 24  # what names are shortened to before a column is left out
+_GAP = 2  # between columns
 _NAMES = 6  # names of what is left out for one reason
 
 
@@ -132,22 +135,27 @@ def number(value: float, above: float | None = None) -> str:
     return repr(value)
 
 
-def shorten(name: str, width: int) -> str:
-    """A name in at most this many columns of a terminal: what is too much goes from the middle."""
+def shorten(names: Sequence[str], width: int) -> list[str]:
+    """Names in at most so many columns of a terminal: what is too much goes from the middle, where that tells least."""
+    if all(_width(name) <= width for name in names):
+        return list(names)
+    cuts = [[_cut(name, width, head) for name in names] for head in range(width // 3, width - width // 3)]
+    return max(cuts, key=lambda cut: len(set(cut)))
+
+
+def _cut(name: str, width: int, head: int) -> str:
+    """A name without its middle, of which so many columns of the head stay."""
     if _width(name) <= width:
         return name
-    tail, used = "", 0
-    for character in reversed(name):
-        if used + _width(character) > (width - 1) * 2 // 3:
-            break
-        tail, used = character + tail, used + _width(character)
-    head, room = "", width - 1 - used
-    for character in name:
-        room -= _width(character)
-        if room < 0:
-            break
-        head += character
-    return f"{head}…{tail}"
+    kept = _fitting(name, head)
+    return f"{kept}…{_fitting(name[::-1], width - 1 - _width(kept))[::-1]}"
+
+
+def _fitting(text: str, width: int) -> str:
+    """As much of its beginning as so many columns hold."""
+    while _width(text) > width:
+        text = text[: min(len(text) - 1, width)]
+    return text
 
 
 def _width(text: str) -> int:
@@ -164,7 +172,15 @@ def show(report: Report, out: TextIO, top: int | None) -> None:
         table = Table(titles, lambda row: [column.text(row) for column in names], list(rows))
         if rows:
             print(table, file=out)
-    print(*_lines(report, len(rows)), sep="\n", file=out)
+    for line in _lines(report, len(rows)):
+        print(wrapped(line, out), file=out)
+
+
+def wrapped(line: str, out: TextIO) -> str:
+    """A line of text, between words where it is for a terminal."""
+    if not out.isatty():
+        return line
+    return textwrap.fill(line, shutil.get_terminal_size().columns, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _lines(report: Report, shown: int) -> list[str]:
@@ -219,9 +235,10 @@ def _rich_table(report: Report, rows: Sequence[Row], out: TextIO) -> bool:
     grid.add_column("name", no_wrap=True)
     for column in columns:
         grid.add_column(column.title, justify="right" if column.value else "left", no_wrap=True)
-    for row in rows:
+    names = shorten([printable(row.tensor.name) for row in rows], name_width)
+    for name, row in zip(names, rows, strict=True):
         bad = "bold red" if row.statistics.over or row.statistics.nonfinite else ""
-        cells = [text.Text(shorten(printable(row.tensor.name), name_width), style=bad)]
+        cells = [text.Text(name, style=bad)]
         for column in columns:
             marked = column.title in ("max", "over", "non-finite")
             cells.append(text.Text(column.text(row), style=bad if marked else "dim" if column.title == "why" else ""))
@@ -245,16 +262,21 @@ def _reasons(rows: Iterable[Row]) -> dict[str, int]:
 
 def fitting(rows: Sequence[Row], width: int) -> tuple[list[Column], int]:
     """The most important columns that fit beside the names, in their order; and the columns left for names."""
-    useful = [column for column in COLUMNS if any(column.text(row).strip("0") for row in rows)]
-    spaces = {column.title: max(map(_width, (column.title, *map(column.text, rows)))) + 1 for column in useful}
+    shown = useful(rows)
+    spaces = {column.title: max(map(_width, (column.title, *map(column.text, rows)))) + _GAP for column in shown}
     longest = max((_width(printable(row.tensor.name)) for row in rows), default=0)
-    wanted, room, taken = min(longest, _NARROWEST), width, set()
+    wanted, room, taken = min(longest, max(_NARROWEST, width * 2 // 5)), width, set()
     for title in sorted(spaces, key=_IMPORTANT.index):
         if room - spaces[title] < wanted:
             continue
         room -= spaces[title]
         taken.add(title)
-    return [column for column in useful if column.title in taken], min(room, longest)
+    return [column for column in shown if column.title in taken], min(room, longest)
+
+
+def useful(rows: Sequence[Row]) -> list[Column]:
+    """The columns that say anything at all."""
+    return [column for column in COLUMNS if any(column.text(row).strip("0") for row in rows)]
 
 
 def to_json(report: Report, top: int | None) -> str:

@@ -13,8 +13,8 @@ from normball.checkpoint.errors import CheckpointError, printable
 from normball.checkpoint.layouts import ASSUMED, NAMES, Stored, stored
 from normball.checkpoint.tensors import FLOATS, FP8, Tensor
 
-FLAT = "1-D (biases, normalisation): a rule with their axes takes them"
-POINT = "0-d: a single number"
+FLAT = "1-D, as biases are (a rule with axes=0 takes them)"
+POINT = "0-d"
 _WORDS = ("in", "out", "all")
 _KEYS = ("axes", "limit", "layout", "skip")
 _HOW = "write 'GLOB: axes=in limit=2.5' or 'GLOB: skip'"
