@@ -31,12 +31,11 @@ def check(model: Model, choices: Mapping[str, Choice], assumed: str, workers: Wo
         if choice.axes is None:
             report.add(tensor, choice, None)
             continue
-        scale = 1.0
+        statistics, scale, note = Statistics(), 1.0, ""
         if tensor.dtype in FP8:
             scale, note = _scale(tensor, tensors, workers)
-            choice = replace(choice, why=f"{choice.why}, {note}")
-        statistics = Statistics()
         stream.measure(tensor, choice.axes, choice.limit, statistics, workers, scale)
+        choice = replace(choice, why=choice.why + note)
         report.add(tensor, choice, statistics.finish())
     return report
 
@@ -54,5 +53,5 @@ def _scale(tensor: Tensor, tensors: Mapping[str, Tensor], workers: Workers) -> t
             entry = Statistics()  # whose norm is its absolute value
             stream.measure(beside, tuple(range(len(beside.shape))), None, entry, workers)
             if math.isfinite(entry.finish().maximum):
-                return entry.maximum, f"times {beside.name}"
-    return 1.0, "as stored, without a scale"
+                return entry.maximum, f", times {beside.name}"
+    return 1.0, ", as stored, without a scale"

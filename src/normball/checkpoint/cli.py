@@ -1,13 +1,14 @@
 """The command line: its options, its commands, and every way to end as one line and an exit code."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from normball import __version__
+from normball import __version__, get_num_threads
 from normball.checkpoint.errors import CheckpointError, printable
 from normball.checkpoint.layouts import NAMES
 
@@ -63,6 +64,8 @@ _FILES: list[argparse.Action] = []  # arguments that are files
 
 def run(arguments: Sequence[str]) -> int:
     """The exit code of a command line; whatever goes wrong is one line on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may be in any script
     try:
         code = _run(arguments)
         sys.stdout.flush()
@@ -162,7 +165,9 @@ def _choosing(command: argparse.ArgumentParser, limits: bool = True) -> None:
 
 
 def _showing(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--top", type=_natural, metavar="N", help=f"rows of the table, the worst first ({_TOP}; 0: all)")
+    command.add_argument(
+        "--top", type=_natural, metavar="N", help=f"rows of the table, the worst first ({_TOP}; 0: all)"
+    )
     command.add_argument("-j", "--jobs", type=_natural, default=0, metavar="N", help="threads (as many as processors)")
 
 
@@ -177,12 +182,15 @@ def _check(options: argparse.Namespace) -> int:
     from normball.checkpoint.check import check, chosen, nbytes
     from normball.checkpoint.model import open_model
     from normball.checkpoint.progress import progress
+    from normball.checkpoint.rules import limited
     from normball.checkpoint.workers import Workers
 
     picture = None if options.plot is None else plot.read_path(options.plot)
     rules, limit = _read_choosing(options)
     with open_model(options.model) as model:
         choices, assumed = chosen(model, rules, options.layout, limit)
+        if options.fail_on_violation and not limited(choices):
+            raise CheckpointError("check: --fail-on-violation, but no tensor has axes and a limit; pass --max-norm")
         with progress(nbytes(model, choices), "checking") as advance, Workers(_jobs(options), advance) as workers:
             found = check(model, choices, assumed, workers)
     if picture is not None:
@@ -200,7 +208,7 @@ def _constrain(options: argparse.Namespace) -> int:
     from normball.checkpoint import constrain, report
     from normball.checkpoint.model import open_model
     from normball.checkpoint.progress import progress
-    from normball.checkpoint.rules import choose
+    from normball.checkpoint.rules import choose, limited
     from normball.checkpoint.workers import Workers
 
     if options.out is None and not options.dry_run:
@@ -208,7 +216,7 @@ def _constrain(options: argparse.Namespace) -> int:
     rules, limit = _read_choosing(options)
     with open_model(options.model) as model:
         choices = choose(model.tensors, rules, options.layout, limit)
-        if not any(choice.axes is not None and choice.limit is not None for choice in choices.values()):
+        if not limited(choices):
             remedy = "pass --max-norm, or give a rule a limit; normball check shows which tensors are taken"
             raise CheckpointError(f"constrain: nothing to do, no tensor has axes and a limit; {remedy}")
         found = report.Report()
@@ -219,26 +227,26 @@ def _constrain(options: argparse.Namespace) -> int:
             resumed += outcome.resumed
             found.add(outcome.tensor, outcome.choice, outcome.statistics)
 
-        with progress(sum(tensor.nbytes for tensor in model.tensors), "constraining") as advance:
-            with Workers(_jobs(options), advance) as workers:
-                constrain.run(
-                    model,
-                    choices,
-                    None if options.out is None else Path(options.out),
-                    force=options.force,
-                    resume=options.resume,
-                    dry_run=options.dry_run,
-                    verify=options.verify,
-                    workers=workers,
-                    report=told,
-                )
+        total = sum(tensor.nbytes for tensor in model.tensors)
+        with progress(total, "constraining") as advance, Workers(_jobs(options), advance) as workers:
+            constrain.run(
+                model,
+                choices,
+                None if options.out is None else Path(options.out),
+                force=options.force,
+                resume=options.resume,
+                dry_run=options.dry_run,
+                verify=options.verify,
+                workers=workers,
+                report=told,
+            )
     report.show(found, sys.stdout, _TOP if options.top is None else options.top)
     if resumed:
         print(f"{resumed:,} tensors were finished by an earlier run")
-    total = report.totals(found)
+    sums = report.totals(found)
     would = "nothing is written; would rescale" if options.dry_run else f"{printable(options.out)}: rescaled"
     verified = "; read back and verified" if options.verify and not options.dry_run else ""
-    print(f"{would} {total['over']:,} groups in {total['tensors_over']:,} tensors{verified}")
+    print(f"{would} {sums['over']:,} groups in {sums['tensors_over']:,} tensors{verified}")
     return 0
 
 
@@ -270,4 +278,4 @@ def _read_choosing(options: argparse.Namespace) -> tuple[list, float | None]:
 
 
 def _jobs(options: argparse.Namespace) -> int:
-    return options.jobs or len(os.sched_getaffinity(0))
+    return options.jobs or get_num_threads()

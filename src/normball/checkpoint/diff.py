@@ -79,7 +79,7 @@ def diff(
         tensor, other, choice = mine[name], others[name], choices[name]
         forms = [_form(tensor), _form(other)]
         if forms[0] != forms[1]:
-            result.forms.append((name, *forms))
+            result.forms.append((name, forms[0], forms[1]))
         elif _equal(tensor, other, workers):
             result.same += 1
         elif choice.axes is None:
@@ -147,7 +147,8 @@ def show(result: Difference, top: int | None, out: TextIO) -> None:
     lines += [f"only in {printable(model)}: {some(names)}" for model, names in result.only.items() if names]
     groups = sum(change.changed for change in rows)
     lines.append(
-        f"{len(rows) + len(result.without_groups):,} tensors differ, {groups:,} of their groups; {result.same:,} are the same"
+        f"{len(rows) + len(result.without_groups):,} tensors differ, {groups:,} of their groups; "
+        f"{result.same:,} are the same"
     )
     print(*lines, sep="\n", file=out)
 

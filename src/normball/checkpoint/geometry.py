@@ -50,7 +50,7 @@ def scale_of(rows: Sequence[Row]) -> Scale:
 
 
 class Bar(NamedTuple):
-    """A part of a row's distribution: norms from `low` to `high`, how high it is drawn (1 at most), and on which side."""
+    """A part of a row's distribution: its norms, how high it is drawn (1 at most), and on which side."""
 
     low: float
     high: float

@@ -41,7 +41,9 @@ def _torch(path: Sequence[str], ndim: int, certain: bool) -> Stored | None:
     if ndim == 2 and parent in _CONV1D:
         doubt = "named as GPT-2's Conv1D, which stores (in, out): if they are, --layout gpt2"
     if ndim > 2 and _TRANSPOSED.search(owners):
-        doubt = "named as a ConvTranspose, which stores (in, out, *kernel): if they are, 'GLOB: layout=torch-transposed'"
+        doubt = (
+            "named as a ConvTranspose, which stores (in, out, *kernel): if they are, 'GLOB: layout=torch-transposed'"
+        )
     return Stored("(out, in)" if ndim == 2 else "(out, in, *kernel)", (0,), (1,), doubt)
 
 

@@ -12,9 +12,10 @@ _STYLE = f"""
 body {{ font: 14px/1.4 system-ui, sans-serif; margin: 1.5rem; }}
 h1 {{ font-size: 1.2rem; margin: 0; }} p {{ margin: .3rem 0 1rem; }} .bad {{ color: var(--over); font-weight: 600; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th {{ position: sticky; top: 0; background: Canvas; text-align: left; cursor: pointer; white-space: nowrap; vertical-align: bottom; }}
+th {{ position: sticky; top: 0; background: Canvas; text-align: left; cursor: pointer;
+  vertical-align: bottom; }}
 th, td {{ padding: .15rem .5rem; border-bottom: 1px solid color-mix(in srgb, CanvasText 15%, Canvas); }}
-td {{ white-space: nowrap; }} td.n {{ text-align: right; }} td.name {{ font-family: ui-monospace, monospace; white-space: nowrap; }}
+th, td {{ white-space: nowrap; }} td.n {{ text-align: right; }} td.name {{ font-family: ui-monospace, monospace; }}
 th[aria-sort=ascending]::after {{ content: " \\25B2"; }} th[aria-sort=descending]::after {{ content: " \\25BC"; }}
 svg {{ display: block; }} svg text {{ font-size: 10px; fill: CanvasText; }}
 .w {{ fill: var(--within); }} .o {{ fill: var(--over); }} .l {{ stroke: CanvasText; stroke-width: 1.5; }}
@@ -102,10 +103,12 @@ def _drawing(row: Row, scale: Scale) -> str:
     """A row's histogram, growing from its middle."""
     parts = []
     for bar in bars(row):
-        left, half = scale(bar.low) * _WIDTH, bar.height * (_HEIGHT / 2 - 1)
+        left, height = scale(bar.low) * _WIDTH, bar.height * (_HEIGHT - 2)
         width = max(scale(bar.high) * _WIDTH - left, 1.5)
         kind = "o" if bar.over else "w"
-        parts.append(f'<rect class={kind} x="{left:.1f}" y="{_HEIGHT / 2 - half:.1f}" width="{width:.1f}" height="{2 * half:.1f}"/>')
+        parts.append(
+            f'<rect class={kind} x="{left:.1f}" width="{width:.1f}" y="{(_HEIGHT - height) / 2:.1f}" height="{height:.1f}"/>'
+        )
     limit, median = row.choice.limit, row.statistics.median
     if limit is not None and math.isfinite(limit):
         x = scale(limit) * _WIDTH

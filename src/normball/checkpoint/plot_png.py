@@ -4,6 +4,7 @@ import io
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
@@ -70,7 +71,13 @@ def _distributions(panel: Axes, rows: Sequence[Row], scale: Scale) -> None:
     for over, colour in ((False, WITHIN), (True, OVER)):
         panel.add_collection(PolyCollection(shapes[over], facecolors=colour, edgecolors="none"))
     panel.add_collection(LineCollection(limits, colors="black", linewidths=1.4, zorder=3))
-    dots = {"color": "white", "markeredgecolor": "black", "markeredgewidth": 0.6, "markersize": 3.5, "zorder": 4}
+    dots: dict[str, Any] = {
+        "color": "white",
+        "markeredgecolor": "black",
+        "markeredgewidth": 0.6,
+        "markersize": 3.5,
+        "zorder": 4,
+    }
     panel.plot(*zip(*medians, strict=True) if medians else ([], []), "o", **dots)
 
 
@@ -79,6 +86,11 @@ def _texts(panel: Axes, rows: Sequence[Row], size: float) -> None:
     names = shorten([printable(row.tensor.name) for row in rows], _NAME)
     for place, (name, row) in enumerate(zip(names, rows, strict=True)):
         bad = row.statistics.over or row.statistics.nonfinite
-        style = {"parse_math": False, "fontsize": size, "va": "center", "color": OVER if bad else "black"}
+        style: dict[str, Any] = {
+            "parse_math": False,
+            "fontsize": size,
+            "va": "center",
+            "color": OVER if bad else "black",
+        }
         panel.text(-0.012, place, name, ha="right", **style)
         panel.text(1.012, place, verdict(row), ha="left", **style)

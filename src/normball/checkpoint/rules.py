@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -76,6 +76,11 @@ def choose(
     return choices
 
 
+def limited(choices: Mapping[str, Choice]) -> bool:
+    """Whether any tensor is under a limit."""
+    return any(choice.axes is not None and choice.limit is not None for choice in choices.values())
+
+
 def _choose(tensor: Tensor, rule: Rule, ruled: bool, layout: str | None, max_norm: float | None) -> Choice | None:
     """None where only a layout could say."""
     ndim, limit = len(tensor.shape), max_norm if rule.limit is None else rule.limit
@@ -85,9 +90,9 @@ def _choose(tensor: Tensor, rule: Rule, ruled: bool, layout: str | None, max_nor
         return Choice(None, None, f"of dtype {tensor.dtype}, which has no norm ball")
     if ndim == 0:
         return Choice(None, None, POINT)
-    if rule.axes is not None and rule.axes not in ("in", "out"):
-        if ndim > 1 or rule.glob.strip("*"):  # a rule for everything is hardly meant for biases
-            return Choice(_read_axes(tensor, rule), limit, f"rule {rule.glob}")
+    # A rule for everything is hardly meant for biases.
+    if rule.axes not in (None, "in", "out") and (ndim > 1 or rule.glob.strip("*")):
+        return Choice(_read_axes(tensor, rule), limit, f"rule {rule.glob}")
     if ndim == 1:
         return Choice(None, None, FLAT)
     chosen = rule.layout or layout
