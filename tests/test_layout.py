@@ -66,7 +66,6 @@ HEAVY = {"pytensor", "pymc", "jax", "optax", "torch", "numba", "ml_dtypes", "sci
 # What a file may import of ours: a level may reach down, never up, and the last three stand alone.
 LEVELS = [
     "__main__",
-    "checkpoint",
     "lightning",
     "transformers",
     "skorch",
@@ -78,6 +77,7 @@ LEVELS = [
     "optax",
     "jax",
     "xarray",
+    "checkpoint",
     "api",
     "dispatch",
     "backends",

@@ -105,10 +105,8 @@ def _drawing(row: Row, scale: Scale) -> str:
     for bar in bars(row):
         left, height = scale(bar.low) * _WIDTH, bar.height * (_HEIGHT - 2)
         width = max(scale(bar.high) * _WIDTH - left, 1.5)
-        kind = "o" if bar.over else "w"
-        parts.append(
-            f'<rect class={kind} x="{left:.1f}" width="{width:.1f}" y="{(_HEIGHT - height) / 2:.1f}" height="{height:.1f}"/>'
-        )
+        kind, top = "o" if bar.over else "w", (_HEIGHT - height) / 2
+        parts.append(f'<rect class={kind} x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}"/>')
     limit, median = row.choice.limit, row.statistics.median
     if limit is not None and math.isfinite(limit):
         x = scale(limit) * _WIDTH

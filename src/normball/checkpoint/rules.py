@@ -130,7 +130,7 @@ def _check_use(rule: Rule, names: Sequence[str], choices: dict[str, Choice], ten
     """Refuse a rule that does nothing: a misspelled name would be a weight without a limit."""
     if not names and not any(rule.takes(tensor.name) for tensor in tensors):
         known = [tensor.name for tensor in tensors]
-        near = difflib.get_close_matches(rule.glob, known[:_COMPARED], 3, 0.5)
+        near = difflib.get_close_matches(rule.glob, known[:_COMPARED], 3, 0.6)
         some = ", ".join(map(printable, near or known[:3])) + ("" if near or len(known) <= 3 else ", ...")
         hint = f"did you mean {some}?" if near else f"the model has {some}"
         raise CheckpointError(f"{rule.place}: matches no tensor; {hint}")
