@@ -4,7 +4,11 @@ Reads a line of JSON for each run, and answers with one. With faults.c preloaded
 here: ways of writing a result that lose it, which the tests must notice.
 """
 
+import contextlib
 import ctypes
+import functools
+import gc
+import io
 import json
 import os
 import signal
@@ -13,8 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from normball.checkpoint import place, target
-from normball.checkpoint.cli import main
+import numpy as np
+from normball.checkpoint import cli, place, target
 
 KINDS = ["write", "sync", "rename", "open", "truncate", "unlink", "mkdir", "chmod", "read"]
 ACTIONS = ["none", "fail", "short", "kill before", "kill after", "kill within", "signal"]
@@ -51,7 +55,7 @@ def child(order: dict, errors: int, answer: int) -> None:
                 faults.faults_log(os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
             watched = os.fsencode(order["watch"])
             faults.faults_arm(watched, KINDS.index(kind), n, ACTIONS.index(action), value, lasting)
-        code = (straight if order.get("straight") else main)(order["argv"]) or 0
+        code = (straight if order.get("straight") else cli.run)(order["argv"]) or 0
         if faults:
             counts = {kind: faults.faults_count(number) for number, kind in enumerate(KINDS)}
             faults.faults_written.restype = ctypes.c_long
@@ -87,7 +91,18 @@ def run(order: dict) -> dict:
         return {"code": code, "errors": errors.read().decode(), "took": took, **said}
 
 
+def warm() -> None:
+    """Have all that is imported late, and what is made at first use, before the first child."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        np.savez(f"{folder}/a.npz", weight=np.ones((4, 4)))
+        argv = ["constrain", f"{folder}/a.npz", "-o", f"{folder}/b.npz", "--max-norm", "1", "--layout", "torch", "-j", "1"]
+        cli.parser = functools.cache(cli.parser)
+        assert cli.run(argv) == 0
+    gc.freeze()  # children share the pages of what is not looked through
+
+
 if __name__ == "__main__":
+    warm()
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), flush=True)
