@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from normball.checkpoint import cli, place, target
 
 KINDS = ["write", "sync", "rename", "open", "truncate", "unlink", "mkdir", "chmod", "read"]
@@ -26,10 +27,12 @@ ACTIONS = ["none", "fail", "short", "kill before", "kill after", "kill within", 
 
 def straight(argv: list[str]) -> int:
     """The result of a right run elsewhere, copied over OUT as most programs write: the old one is gone at once."""
-    model, made, out = argv
+    made, out = argv
     files = [Path(made)] if os.path.isfile(made) else sorted(Path(made).iterdir())
     for path in files:
-        descriptor = os.open(out if os.path.isfile(made) else f"{out}/{path.name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        descriptor = os.open(
+            out if os.path.isfile(made) else f"{out}/{path.name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        )
         data = path.read_bytes()
         for begin in range(0, len(data), 4096):
             os.write(descriptor, data[begin : begin + 4096])
@@ -95,7 +98,18 @@ def warm() -> None:
     """Have all that is imported late, and what is made at first use, before the first child."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         np.savez(f"{folder}/a.npz", weight=np.ones((4, 4)))
-        argv = ["constrain", f"{folder}/a.npz", "-o", f"{folder}/b.npz", "--max-norm", "1", "--layout", "torch", "-j", "1"]
+        argv = [
+            "constrain",
+            f"{folder}/a.npz",
+            "-o",
+            f"{folder}/b.npz",
+            "--max-norm",
+            "1",
+            "--layout",
+            "torch",
+            "-j",
+            "1",
+        ]
         cli.parser = functools.cache(cli.parser)
         assert cli.run(argv) == 0
     gc.freeze()  # children share the pages of what is not looked through

@@ -14,7 +14,9 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +98,9 @@ def tree(path: Path) -> dict | None:
 def tensors(rows: int, seed: int, parts: int = 4) -> dict:
     """Some of every kind: most of their groups over 3, some with what is left alone."""
     rng = np.random.default_rng(seed)
-    made = {f"layer.{n}.{seed}.weight": ("F32", rng.normal(size=(rows, 16)).astype("f4"), (rows, 16)) for n in range(parts)}
+    made = {
+        f"layer.{n}.{seed}.weight": ("F32", rng.normal(size=(rows, 16)).astype("f4"), (rows, 16)) for n in range(parts)
+    }
     made[f"bias.{seed}"] = ("F32", np.arange(5, dtype="f4"), (5,))
     made[f"half.{seed}.weight"] = ("F16", rng.normal(size=(rows, 24)).astype("f2"), (rows, 24))
     made[f"ids.{seed}"] = ("I64", np.arange(rows), (rows,))
@@ -114,14 +118,28 @@ class Job:
         if kind == "file":
             self.model = write_safetensors(self.source / "a.safetensors", tensors(rows, 0), {"who": "é"})
         elif kind == "folder":
-            self.model = write_index(self.source / "model", {f"s{n}.safetensors": tensors(rows, n, 2) for n in range(3)})
+            self.model = write_index(
+                self.source / "model", {f"s{n}.safetensors": tensors(rows, n, 2) for n in range(2)}
+            )
         else:
             self.model = self.source / "a.npz"
             save = np.savez_compressed if kind == "packed npz" else np.savez
-            save(self.model, **{name: content for name, (_, content, _) in tensors(rows, 0).items()})
+            save(self.model, **{name: content for name, (_, content, _) in tensors(rows, 0, 1).items()})
         self.out = self.place / ("out" if kind == "folder" else f"out{self.model.suffix}")
         self.partial = self.place / f"{self.out.name}.partial"
-        self.argv = ["constrain", self.model, "--max-norm", "3", "--layout", "torch", "-o", self.out, "-j", "1", "--force"]
+        self.argv = [
+            "constrain",
+            self.model,
+            "--max-norm",
+            "3",
+            "--layout",
+            "torch",
+            "-o",
+            self.out,
+            "-j",
+            "1",
+            "--force",
+        ]
         self.reset()
         self.before, self.old = tree(self.source), tree(self.out)
         assert self.run()["code"] == 0
@@ -218,7 +236,7 @@ def test_killed_at_each_call(fork, room, kind):
         assert counts[call], call
         for action in ("kill before", "kill after", *(["kill within"] if call == "write" else [])):
             for n in range(1, counts[call] + 1):
-                if not THOROUGH and (action == "kill before" and n > 1 or action == "kill within" and n % 2):
+                if not THOROUGH and ((action == "kill before" and n > 1) or (action == "kill within" and n % 2)):
                     continue  # before is much like after the one before
                 job.reset()
                 assert job.run(fault=(call, n, action, 0, False))["code"] == -signal.SIGKILL, (call, n)
@@ -234,7 +252,7 @@ def test_killed_can_fail(fork, room, kind):
     made = room / "made"
     job.run()
     shutil.move(job.out, made)
-    job.argv = [job.model, made, job.out]
+    job.argv = [made, job.out]
     job.new = tree(made)
     found = set()
     for n in range(1, 6):
@@ -323,7 +341,7 @@ def test_failing_can_fail(fork, room):
     made = room / "made"
     job.run()
     shutil.move(job.out, made)
-    job.argv, job.new = [job.model, made, job.out], tree(made)
+    job.argv, job.new = [made, job.out], tree(made)
     job.reset()
     ended = job.run(straight=True, fault=("write", 2, "fail", errno.ENOSPC, False))
     assert job.losses() == ["OUT is neither the old one nor the new one"]
@@ -344,7 +362,9 @@ def small_disk(tmp_path):
         pytest.skip("needs Linux: a tmpfs")
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip(f"needs to mount a tmpfs, and mount says: {mounted.stderr.decode().strip()}")
     yield folder
@@ -416,7 +436,7 @@ def test_asked_to_stop(fork, room, kind, number, code):
             assert (ended["code"], one_line(ended["errors"])) == (code, True), (call, n, ended)
             assert f"stopped by {number.name}" in ended["errors"]
             assert job.losses() == []
-            if tree(job.out) == job.old and job.partial.exists():
+            if tree(job.out) == job.old and any(job.partial.glob("result/*")):
                 assert "the same command goes on from there" in ended["errors"]
             assert job.completed() == []
 
@@ -424,12 +444,13 @@ def test_asked_to_stop(fork, room, kind, number, code):
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_asked_to_stop_for_real(room, number, code):
     """The command itself, from a process that sees it at work."""
-    model = write_safetensors(room / "a.safetensors", tensors(60_000, 0, parts=20))
+    model = write_safetensors(room / "a.safetensors", tensors(20_000, 0, parts=20))
     command = [sys.executable, "-m", "normball", "constrain", str(model), "--max-norm", "3", "--layout", "torch"]
     command += ["-o", str(room / "out.safetensors")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         while not (room / "out.safetensors.partial" / "result" / "out.safetensors").exists():
             assert process.poll() is None, process.communicate()
+            time.sleep(0.001)
         process.send_signal(number)
         errors = process.communicate()[1]
     assert (process.returncode, one_line(errors)) == (code, True), errors
@@ -521,8 +542,8 @@ def test_torn_journal(fork, room):
         shutil.rmtree(job.partial, ignore_errors=True)
         shutil.copytree(kept, job.partial)
         (job.partial / "journal").write_bytes(torn)
-        common = os.path.commonprefix([torn, journal])
-        said = [line for line in common.split(b"\n")[:-1] if b" done " in b" " + line]
+        pairs = zip(torn.splitlines(True), journal.splitlines(True), strict=False)
+        said = [line for line, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)][1:]
         trusted = ends[int(said[-1].split()[2])] if said else 0
         with open(job.partial / "result" / job.out.name, "r+b") as file:
             file.seek(trusted)
@@ -647,14 +668,15 @@ def test_places_of_another_kind(fork, room):
     refused(job, "its folder doesn't exist; make it first", argv=to(job, job.place / "no" / "a.safetensors"))
     refused(job, "is a .safetensors file as its input", argv=to(job, job.place / "a.npz"))
     refused(job, "has no name of its own", argv=to(job, Path("..")))
-    refused(job, "can't hold two files named 'a.safetensors'", argv=[*job.argv[:2], job.model.parent / "." / job.model.name, *to(job, job.place / "x")[2:]]) if False else None
     folder = room / "more"
     folder.mkdir()
     more = Job(fork, folder, "folder")
     refused(more, "isn't a folder", argv=to(more, job.out))
 
 
-@pytest.mark.parametrize("content", ["a file", "other things", "no journal", "another journal", "an empty journal", "a link"])
+@pytest.mark.parametrize(
+    "content", ["a file", "other things", "no journal", "another journal", "an empty journal", "a link"]
+)
 def test_a_folder_of_somebody_else_is_left_alone(fork, room, content):
     job = Job(fork, room, "file")
     if content == "a file":
@@ -705,7 +727,7 @@ def test_input_that_is_written_to_meanwhile(room):
     out = room / "out.safetensors"
     with open_model([path]) as model, Workers(1) as workers:
         choices = {tensor.name: Choice(None, None, "") for tensor in model.tensors}
-        options = dict(force=False, resume=True, dry_run=False, verify=False, workers=workers)
+        options = {"force": False, "resume": True, "dry_run": False, "verify": False, "workers": workers}
         with pytest.raises(CheckpointError, match="written to while it was read"):
             constrain.run(model, choices, out, report=lambda outcome: os.utime(path, ns=(1, 1)), **options)
         assert [file.name for file in room.iterdir()] == [path.name]
@@ -727,7 +749,7 @@ def test_modes_are_kept(fork, room, mode):
             path.chmod(mode)
         if kind == "folder":
             job.model.chmod(0o750)
-            assert interrupted(job, 0.5) is None or True
+            interrupted(job, 0.5)
         assert job.run()["code"] == 0
         made = sorted(job.out.iterdir()) if kind == "folder" else [job.out]
         assert [stat.S_IMODE(path.stat().st_mode) for path in made] == [mode] * len(paths)
@@ -788,7 +810,8 @@ def calls_of(job: Job, log: Path) -> list[tuple[str, str, str]]:
 @needs_faults
 @every_kind
 def test_order_of_syncs(fork, room, kind):
-    assert unordered(calls_of(Job(fork, room, kind), room / "log"), str(room / "place" / "out") + ("" if kind == "folder" else Path(kind.replace("file", "a.safetensors").replace("packed npz", "a.npz").replace("npz", "a.npz") if "npz" not in kind else "a.npz").suffix)) == []
+    job = Job(fork, room, kind)
+    assert unordered(calls_of(job, room / "log"), str(job.out)) == []
 
 
 @needs_faults
@@ -800,7 +823,9 @@ def test_order_of_syncs_can_fail(fork, room):
     syncs = [n for n, (call, path, _) in enumerate(calls) if "sync" in call and path != str(job.place)]
     missed = [calls[n][1:] for n in syncs if not unordered(calls[:n] + calls[n + 1 :], str(job.out))]
     assert len(missed) < len(syncs) / 2, missed
-    assert unordered(calls[: -[call for call, *_ in calls][::-1].index("renameat2")], str(job.out)) == ["the rename may be lost"]
+    assert unordered(calls[: -[call for call, *_ in calls][::-1].index("renameat2")], str(job.out)) == [
+        "the rename may be lost"
+    ]
 
 
 # What is refused

@@ -141,9 +141,7 @@ def _tensor(output: Output, target: Target, tensor: Tensor, choice: Choice, work
     return Outcome(tensor, choice, statistics.finish())
 
 
-def _rehearse(
-    model: Model, choices: Mapping[str, Choice], workers: Workers, report: Callable[[Outcome], None]
-) -> None:
+def _rehearse(model: Model, choices: Mapping[str, Choice], workers: Workers, report: Callable[[Outcome], None]) -> None:
     """Measure only."""
     for tensor in model.tensors:
         axes, limit = _axes_and_limit(choices[tensor.name])

@@ -91,7 +91,9 @@ def foreign(folder: Path, reason: str) -> CheckpointError:
 
 
 def _busy(path: Path) -> CheckpointError:
-    return CheckpointError(f"{printable(str(path.parent))!r}: another normball is making this result; wait for it to end")
+    return CheckpointError(
+        f"{printable(str(path.parent))!r}: another normball is making this result; wait for it to end"
+    )
 
 
 def _create_or_open(path: Path) -> int:

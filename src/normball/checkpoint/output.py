@@ -1,8 +1,8 @@
 """A result that is made beside its place, goes on where it was stopped, and comes to its place whole, by one rename.
 
-`<OUT>.partial/` holds `journal`, `result/` with the new files, and `members/` with what an npz is packed from. As the
-journal stays while `result/`, or the one file in it, is renamed to OUT, whatever moment a crash leaves behind can be told:
-a line with the inode of what was about to be renamed says whether it was.
+`<OUT>.partial/` holds `journal`, `result/` with the new files, and `members/` with what an npz is packed from. The journal
+stays while `result/`, or the one file in it, is renamed to OUT. So whatever moment a crash leaves behind can be told: a
+line with the inode of what was about to be renamed says whether it was.
 """
 
 import os
@@ -156,9 +156,9 @@ class Output:
         """Complete the result, and put it on the disk; the paths to open it at. Only its name is missing then."""
         if self.finished:
             return self._openable(self._out)
-        for file, plan, path in zip(self._model.files, self._plans, self._paths, strict=True):
+        for file, written, path in zip(self._model.files, self._plans, self._paths, strict=True):
             if file.kind == "npz":
-                pack(file, plan, path)
+                pack(file, written, path)
         if self._model.index:
             _copy(self._model.index, self._result / self._model.index.name)
         if other := set(os.listdir(self._result)) ^ self._place.expected:
