@@ -15,11 +15,12 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from normball.checkpoint import cli, place, target
+from normball.checkpoint import cli, files, output, place, target
 
 KINDS = ["write", "sync", "rename", "open", "truncate", "unlink", "mkdir", "chmod", "read"]
 ACTIONS = ["none", "fail", "short", "kill before", "kill after", "kill within", "signal"]
@@ -40,6 +41,25 @@ def straight(argv: list[str]) -> int:
     return 0
 
 
+def missing(*_: object) -> None:
+    """A system without the call."""
+    raise NotImplementedError
+
+
+def flipping(seal: Callable, where: int) -> Callable:
+    """A disk that gives back another bit than it was given."""
+
+    def sealed(self: output.Output) -> list[Path]:
+        paths = seal(self)
+        made = paths[0] if paths[0].is_file() else min(paths[0].glob("*.safetensors"))
+        data = bytearray(made.read_bytes())
+        data[where] ^= 64
+        made.write_bytes(data)
+        return paths
+
+    return sealed
+
+
 def child(order: dict, errors: int, answer: int) -> None:
     """One run, to its end; never returns."""
     code = 70
@@ -50,6 +70,10 @@ def child(order: dict, errors: int, answer: int) -> None:
         target.SYNC_EVERY = order.get("sync_every", target.SYNC_EVERY)
         if order.get("blind"):
             place.Place.refuse_full = lambda self, sizes: None
+        if order.get("no swap"):
+            files._renameat2 = missing
+        if "flip" in order:
+            output.Output.seal = flipping(output.Output.seal, order["flip"])
         faults = ctypes.CDLL(None) if "LD_PRELOAD" in os.environ else None
         if faults:
             kind, n, action, value, lasting = order.get("fault", ("write", 0, "none", 0, False))

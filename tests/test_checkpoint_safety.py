@@ -595,13 +595,58 @@ def test_a_finished_rename_is_recognised(fork, room):
     assert not job.partial.exists()
 
 
+@needs_faults
+def test_what_a_finished_rename_left_is_no_result(fork, room):
+    """After a swap the old files lie where the new ones were made, maybe of the same sizes."""
+    job = Job(fork, room, "folder")
+    for path in job.model.iterdir():
+        (job.out / path.name).write_bytes(bytes(path.stat().st_size))
+    renames = job.run()["counts"]["rename"]
+    shutil.rmtree(job.out)
+    job.out.mkdir()
+    for path in job.model.iterdir():
+        (job.out / path.name).write_bytes(bytes(path.stat().st_size))
+    job.run(fault=("rename", renames, "kill after", 0, False))
+    assert tree(job.out) == job.new
+    shutil.rmtree(job.out)
+    assert job.completed() == []
+
+
+@needs_faults
+def test_killed_while_starting_over(fork, room):
+    """Half of what other work has left is removed."""
+    job = Job(fork, room, "folder")
+    for call in ("unlink", "truncate", "write", "mkdir"):
+        for n in range(1, 5):
+            job.reset()
+            interrupted(job)
+            other = [*job.argv[:3], "2.5", *job.argv[4:]]
+            ended = fork.run(other, watch=str(job.place), fault=(call, n, "kill after", 0, False))
+            assert ended["code"] in (-signal.SIGKILL, 0)
+            if ended["code"]:
+                assert job.losses() == []
+                assert job.completed() == []
+
+
+@needs_faults
+def test_a_file_among_those_of_the_result(fork, room):
+    """Is not made part of it, nor removed unasked."""
+    job = Job(fork, room, "folder")
+    interrupted(job)
+    (job.partial / "result" / "mine").write_text("mine")
+    ended = job.run()
+    assert (ended["code"], one_line(ended["errors"])) == (2, True)
+    assert "result/mine: is missing, or not of this result" in ended["errors"]
+    assert job.losses() == []
+
+
 # Places
 
 
-def refused(job: Job, *parts: str, argv: list | None = None) -> None:
+def refused(job: Job, *parts: str, argv: list | None = None, **order) -> None:
     """It must be, in one line with these parts, and nothing may have changed."""
     before = tree(job.place)
-    ended = job.fork.run(argv or job.argv, watch=str(job.place))
+    ended = job.fork.run(argv or job.argv, watch=str(job.place), **order)
     assert (ended["code"], one_line(ended["errors"])) == (2, True), ended
     assert all(part in ended["errors"] for part in parts), ended["errors"]
     assert tree(job.place) == before
@@ -693,6 +738,17 @@ def test_a_folder_of_somebody_else_is_left_alone(fork, room, content):
         elif "journal" in content and content != "no journal":
             (job.partial / "journal").write_text("" if "empty" in content else "dear diary\n")
     refused(job, f"{job.partial.name}'", "is in the way and left alone")
+
+
+def test_a_system_that_cannot_swap_folders(fork, room):
+    """Told before the work; a file, and a folder where there was none, need no swap."""
+    job = Job(fork, room, "folder")
+    refused(job, "can't replace a folder at once; remove it, or name another place", **{"no swap": True})
+    shutil.rmtree(job.out)
+    assert job.run(**{"no swap": True})["code"] == 0
+    assert tree(job.out) == job.new
+    (room / "more").mkdir()
+    assert Job(fork, room / "more", "file").run(**{"no swap": True})["code"] == 0
 
 
 def test_two_at_once(fork, room):
@@ -849,3 +905,21 @@ def test_fp8(fork, room, dtype):
     job.before = tree(job.source)
     refused(job, "eight.weight", dtype, "'eight.weight: skip'")
     assert fork.run([*job.argv, "--rule", "eight.weight: skip"], watch=str(job.place))["code"] == 0
+
+
+# Read back
+
+
+@every_kind
+@pytest.mark.parametrize("where", [20, 2000, -1])
+def test_verify(fork, room, kind, where):
+    """A bit that is another, in a header, a tensor or an archive's end: the old result stays, and nothing is kept."""
+    job = Job(fork, room, kind, rows=80)
+    assert job.run("--verify")["code"] == 0
+    assert tree(job.out) == job.new
+    job.reset()
+    assert job.run(flip=where)["code"] == 0
+    assert tree(job.out) != job.new
+    job.reset()
+    refused(job, argv=[*job.argv, "--verify"], flip=where)
+    assert job.completed() == []

@@ -4,6 +4,7 @@ import io
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from normball.checkpoint import files
 from normball.checkpoint.errors import CheckpointError, printable
@@ -72,7 +73,7 @@ class _Appending(io.RawIOBase):
         self._at = offset + {0: 0, 1: self._at, 2: os.fstat(self._descriptor).st_size}[whence]
         return self._at
 
-    def write(self, data) -> int:  # type: ignore[override]
+    def write(self, data: Any) -> int:
         data = memoryview(data).cast("B")
         files.write_at(self._descriptor, self._at, data)
         self._at += len(data)

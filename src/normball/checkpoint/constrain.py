@@ -60,11 +60,21 @@ def run(
                 raise CheckpointError("the input was written to while it was read; run again when it is complete")
             paths = output.seal()
             if verify:
-                with open_model(paths) as result:
-                    compare(model, result, choices, workers)
+                _verify(output, model, paths, choices, workers)
             output.commit()
     except OSError as error:
         raise _one_line(error, out) from None
+
+
+def _verify(output: Output, model: Model, paths: list[Path], choices: Mapping[str, Choice], workers: Workers) -> None:
+    """Before OUT is touched; what fails must not be gone on with."""
+    try:
+        with open_model(paths) as result:
+            compare(model, result, choices, workers)
+    except CheckpointError:
+        if not output.finished:
+            output.discard()
+        raise
 
 
 def identity(model: Model, choices: Mapping[str, Choice]) -> bytes:

@@ -1,8 +1,8 @@
 """A result that is made beside its place, goes on where it was stopped, and comes to its place whole, by one rename.
 
-`<OUT>.partial/` holds `journal`, `result/` with the new files, and `members/` with what an npz is packed from. The journal
-stays while `result/`, or the one file in it, is renamed to OUT. So whatever moment a crash leaves behind can be told: a
-line with the inode of what was about to be renamed says whether it was.
+`<OUT>.partial/` holds `journal`, `result/` with the new files, and `members/` with what an npz is packed from. As the
+journal stays while `result/`, or the one file in it, is renamed to OUT, whatever moment a crash leaves behind can be
+told: a line with the inode of what was about to be renamed says whether it was.
 """
 
 import os
@@ -21,7 +21,6 @@ from normball.checkpoint.target import Target
 from normball.checkpoint.tensors import File, Model
 
 _NAMES = {"journal", "result", "members"}
-_VOID = "void"  # what was recorded before is being removed
 
 
 class Output:
@@ -106,7 +105,7 @@ class Output:
 
     def _recorded(self) -> bool:
         """Whether the journal is about this very work."""
-        return self._journal.identity == self._identity and _VOID not in self._journal.lines
+        return self._journal.identity == self._identity
 
     def _is(self, path: Path) -> bool:
         """Whether this is what was about to be renamed to OUT."""
@@ -127,12 +126,10 @@ class Output:
         return int(counts[-1]) if counts else 0
 
     def _start_over(self) -> None:
-        """The line comes first: half of what the journal speaks of must not be taken for all."""
-        if self._journal.lines:
-            self._journal.append(_VOID)
-            self._journal.sync()
+        """The journal goes last: a file of which it speaks, and which isn't there, starts all over as well."""
         files.remove_flat(self._result)
         files.remove_flat(self._members)
+        files.sync_folder(self.partial)
         self._journal.start(self._identity)
 
     def _sizes(self) -> list[tuple[Path, int]]:

@@ -1,4 +1,4 @@
-"""Where each byte of a new file goes: its old place; of an npz, whose members lie one behind the other at first, a new."""
+"""Where each byte of a new file goes: where it was, but in an npz, whose members lie one behind the other at first."""
 
 import stat
 from dataclasses import dataclass
