@@ -46,14 +46,14 @@ def missing(*_: object) -> None:
     raise NotImplementedError
 
 
-def flipping(seal: Callable, where: int) -> Callable:
+def flipping(seal: Callable, where: float) -> Callable:
     """A disk that gives back another bit than it was given."""
 
     def sealed(self: output.Output) -> list[Path]:
         paths = seal(self)
         made = paths[0] if paths[0].is_file() else min(paths[0].glob("*.safetensors"))
         data = bytearray(made.read_bytes())
-        data[where] ^= 64
+        data[where if isinstance(where, int) else int(len(data) * where)] ^= 64
         made.write_bytes(data)
         return paths
 

@@ -465,11 +465,11 @@ def test_asked_to_stop_for_real(room, number, code):
 # Going on
 
 
-def interrupted(job: Job, share: float = 0.7) -> None:
+def interrupted(job: Job, share: float = 0.7, **order) -> None:
     """Leave a partial result behind, that much of it."""
-    syncs = job.run()["counts"]["sync"]
+    syncs = job.run(**order)["counts"]["sync"]
     job.reset()
-    assert job.run(fault=("sync", int(syncs * share), "kill after", 0, False))["code"] == -signal.SIGKILL
+    assert job.run(fault=("sync", int(syncs * share), "kill after", 0, False), **order)["code"] == -signal.SIGKILL
     assert job.partial.is_dir()
 
 
@@ -525,9 +525,7 @@ def test_other_work_starts_over(fork, room, change):
 def test_torn_journal(fork, room):
     """Cut at any byte, or damaged: what it doesn't say in whole lines is written again, whatever lies there."""
     job = Job(fork, room, "file")
-    job.run()
-    job.reset()
-    interrupted(job, 0.8)
+    interrupted(job, sync_every=1)
     kept = room / "kept"
     shutil.copytree(job.partial, kept)
     journal = (kept / "journal").read_bytes()
@@ -910,10 +908,11 @@ def test_fp8(fork, room, dtype):
 # Read back
 
 
-@every_kind
-@pytest.mark.parametrize("where", [20, 2000, -1])
+@pytest.mark.parametrize(
+    "kind, where", [(kind, where) for kind in KINDS for where in ([0.5] if "npz" in kind else [20, 0.5, -1])]
+)
 def test_verify(fork, room, kind, where):
-    """A bit that is another, in a header, a tensor or an archive's end: the old result stays, and nothing is kept."""
+    """A bit that is another, in a header, a rescaled tensor or one left alone: the old result stays, nothing is kept."""
     job = Job(fork, room, kind, rows=80)
     assert job.run("--verify")["code"] == 0
     assert tree(job.out) == job.new

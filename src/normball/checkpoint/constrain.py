@@ -100,6 +100,8 @@ def compare(model: Model, result: Model, choices: Mapping[str, Choice], workers:
         for tensor, made in zip(file.tensors, other.tensors, strict=True):
             axes, limit = _axes_and_limit(choices[tensor.name])
             stream.verify(tensor, made, axes, limit or 0.0, workers)
+            if axes is not None and limit is not None:  # the same bits, whatever the number of threads
+                stream.constrain(tensor, axes, limit, _comparing(made), Statistics(), workers)
 
 
 def _wrong(file: File, other: File) -> str | None:
@@ -114,6 +116,21 @@ def _wrong(file: File, other: File) -> str | None:
         if pieces[0] != pieces[1]:
             return "its header is not the input's"
     return None
+
+
+def _comparing(made: Tensor) -> Callable[[int, memoryview], None]:
+    """In place of a writer: what is there already must be what would be written."""
+
+    def compare(offset: int, data: memoryview) -> None:
+        data = data.cast("B")
+        there = memoryview(bytearray(len(data)))
+        made.source.read_into(made.begin + offset, there)
+        if there != data:
+            raise CheckpointError(
+                f"{printable(made.name)}: the result read back is not what was written; check the disk"
+            )
+
+    return compare
 
 
 def _file(

@@ -1,4 +1,4 @@
-"""What a writer that loses nothing asks of the system: writes that end, syncs, renames that replace nothing, or swap."""
+"""What a writer that loses nothing asks of the system: writes that end, syncs, renames that replace nothing or swap."""
 
 import contextlib
 import ctypes
