@@ -32,6 +32,15 @@ def pack(file: File, plan: Plan, path: Path) -> None:
         os.close(source)
 
 
+def sound(path: Path) -> bool:
+    """Whether every member has the bytes that its checksum was made of."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except zipfile.BadZipFile:
+        return False
+
+
 def _fill(old: zipfile.ZipFile, file: File, plan: Plan, source: int, descriptor: int) -> None:
     members = old.infolist()
     if len(members) != len(file.tensors):

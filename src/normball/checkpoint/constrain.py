@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from normball import __version__, kernels
-from normball.checkpoint import stream
+from normball.checkpoint import archive, stream
 from normball.checkpoint.errors import CheckpointError, printable
 from normball.checkpoint.model import open_model
 from normball.checkpoint.output import Output
@@ -83,11 +83,8 @@ def identity(model: Model, choices: Mapping[str, Choice]) -> bytes:
     chosen = [(t.name, *_axes_and_limit(choices[t.name])) for t in model.tensors]
     digest.update(json.dumps([__version__, kernels.best.__name__, _stamps(model), chosen]).encode())
     for file in model.files:
-        for _, source, length in plan(file, file.path, file.path.parent).heads:
-            for begin in range(0, length, 1 << 20):
-                piece = bytearray(min(1 << 20, length - begin))
-                source.read_into(begin, memoryview(piece))
-                digest.update(piece)
+        for piece in _heads(file):
+            digest.update(piece)
     digest.update(model.index.read_bytes() if model.index else b"")
     return digest.digest()
 
@@ -105,17 +102,24 @@ def compare(model: Model, result: Model, choices: Mapping[str, Choice], workers:
 
 
 def _wrong(file: File, other: File) -> str | None:
-    """What of a file's description of its tensors is not as it was."""
+    """What of all but the tensors is not as it was."""
     for tensor, made in zip(file.tensors, other.tensors, strict=True):
         if (tensor.name, tensor.dtype, tensor.shape) != (made.name, made.dtype, made.shape) and file.kind != "npy":
             return f"{printable(made.name)!r} is not {printable(tensor.name)!r}, or of another dtype or shape"
-    for begin in range(0, file.head, 1 << 20):
-        pieces = [bytearray(min(1 << 20, file.head - begin)) for _ in range(2)]
-        file.source.read_into(begin, memoryview(pieces[0]))
-        other.source.read_into(begin, memoryview(pieces[1]))
-        if pieces[0] != pieces[1]:
-            return "its header is not the input's"
+    if any(one != two for one, two in zip(_heads(file), _heads(other), strict=True)):
+        return "its header is not the input's"
+    if file.kind == "npz" and not archive.sound(other.path):
+        return "its checksums do not fit its members"
     return None
+
+
+def _heads(file: File) -> Iterator[bytes]:
+    """What lies before the tensors, in pieces."""
+    for _, source, length in plan(file, file.path, file.path.parent).heads:
+        for begin in range(0, length, 1 << 20):
+            piece = bytearray(min(1 << 20, length - begin))
+            source.read_into(begin, memoryview(piece))
+            yield piece
 
 
 def _comparing(made: Tensor) -> Callable[[int, memoryview], None]:
