@@ -119,7 +119,7 @@ def _heads(file: File) -> Iterator[bytes]:
         for begin in range(0, length, 1 << 20):
             piece = bytearray(min(1 << 20, length - begin))
             source.read_into(begin, memoryview(piece))
-            yield piece
+            yield bytes(piece)
 
 
 def _comparing(made: Tensor) -> Callable[[int, memoryview], None]:
