@@ -161,7 +161,9 @@ def verify(before: Tensor, after: Tensor, axes: tuple[int, ...] | None, limit: f
         else:
             fine = all(_verify_region(old, new, region, limit, workers) for region in run)
         if not fine:
-            raise CheckpointError(f"{printable(before.name)}: the result read back does not hold the bound of {limit:g}")
+            raise CheckpointError(
+                f"{printable(before.name)}: the result read back does not hold the bound of {limit:g}"
+            )
 
 
 def _norms(seen: View, limit: float | None, workers: Workers) -> Iterator[np.ndarray]:
