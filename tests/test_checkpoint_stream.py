@@ -156,7 +156,7 @@ def test_groups_that_are_not_finite(dtype, bad, small):
     for axes in ((0,), (1,)):
         x = array(dtype, (40, 37))
         x[3, 5] = bad
-        with pytest.raises(CheckpointError, match="w: holds groups with NaN or inf.*rule 'w: skip'"):
+        with pytest.raises(CheckpointError, match=r"w: holds groups with NaN or inf.*rule 'w: skip'"):
             constrained(x, axes, 1.0)
         statistics = measured(x, axes, 1.0)
         assert statistics.nonfinite == 1
@@ -191,7 +191,8 @@ def test_statistics_of_many_groups_are_good_to_a_thousandth(monkeypatch):
     monkeypatch.setattr("normball.checkpoint.statistics.KEPT", 10**6)
     exactly.add(norms, 2.0)
     exactly.finish(), roughly.finish()
-    assert exactly.exact and not roughly.exact
+    assert exactly.exact
+    assert not roughly.exact
     assert (roughly.minimum, roughly.maximum, roughly.over) == (exactly.minimum, exactly.maximum, exactly.over)
     assert roughly.histogram == exactly.histogram
     for found, wanted in ((roughly.median, exactly.median), (roughly.p99, exactly.p99)):
