@@ -19,7 +19,7 @@ class Source(Protocol):
         """Fill the buffer from `offset` on, from any thread; CheckpointError where the bytes end or can't be read."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # of which a file may name some 100,000
 class Tensor:
     """Where one tensor lies."""
 
