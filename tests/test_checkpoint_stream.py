@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import normball
-from normball.checkpoint import exact, pieces, stream
+from normball.checkpoint import exact, pieces, stream, sums
 from normball.checkpoint.errors import CheckpointError
 from normball.checkpoint.statistics import Statistics
 from normball.checkpoint.tensors import Tensor
@@ -121,16 +121,25 @@ def test_extremes(dtype, small):
 
 @pytest.mark.parametrize("dtype", WORDS)
 def test_groups_at_the_bound_are_decided_exactly(dtype, small):
-    """Signs, whose norm is the bound; and a hair more and less: pieces' norms can't tell, so integers do."""
-    signs = np.sign(array(dtype, (64, 6)).astype(np.float32)).astype(array(dtype, ()).dtype)
-    above = signs.copy()
-    above[63, ::2] = np.nextafter(above[63, ::2], above[63, ::2] * 2)
-    for x in (signs, above, (signs.astype(np.float64) * 2.0**-9).astype(signs.dtype)):
-        limit = 8.0 * abs(float(x[0, 0]))
-        y, statistics = constrained(x, (0,), limit)
-        assert not oracle.broken_laws(x, y, limit, (0,), epsilon=0.0)
-        assert statistics.over == (3 if x is above else 0) == measured(x, (0,), limit).over
-        assert measured(x.T.copy(), (1,), limit).over == statistics.over
+    """64 signs, whose norm is the bound, and a hair more: pieces' norms can't tell, so integers do."""
+    at = np.zeros((65, 6), array(dtype, ()).dtype)
+    at[:64] = np.sign(array(dtype, (64, 6)).astype(np.float32))
+    above = at.copy()
+    above[64, ::2] = 2.0**-24  # the norm's excess of 2**-52 is an eighth of what float64 can hold there
+    for x, scale in itertools.product((at, above), (1, 2.0**-9 if dtype != "float16" else 1)):
+        scaled = (x.astype(np.float64) * scale).astype(x.dtype)
+        y, statistics = constrained(scaled, (0,), 8.0 * scale)
+        assert not oracle.broken_laws(scaled, y, 8.0 * scale, (0,), epsilon=0.0)
+        assert statistics.over == (3 if x is above else 0) == measured(scaled, (0,), 8.0 * scale).over
+        assert measured(scaled.T.copy(), (1,), 8.0 * scale).over == statistics.over
+
+
+def test_what_single_pieces_are_too_small_for_adds_up():
+    merged = sums.Narrow((1,))
+    merged.merge((slice(0, 1),), np.array([1.0]))
+    for _ in range(2**10):
+        merged.merge((slice(0, 1),), np.array([2.0**-27]))  # whose square is half an ulp of 1 and less
+    assert merged.settle(None, None) == math.sqrt(1 + 2.0**-44)
 
 
 @pytest.mark.parametrize("kind", [{"fortran": True}, {"swapped": True}, {"fortran": True, "swapped": True}], ids=str)
@@ -303,6 +312,23 @@ def test_exact_sums(rows, limit):
             assert exact.exceed(np.array([row]), norm).tolist() == [
                 sum(Fraction(v) ** 2 for v in row) > Fraction(norm) ** 2
             ]
+
+
+def test_norms_a_rounding_error_from_the_limit_are_decided_in_integers():
+    """Float64 sums of 300 squares err by more than that, and near the ends of its range much more."""
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for scale in (1.0, 2.0**-530, 2.0**505):
+        rows = rng.standard_normal((40, 300)) * scale
+        for row in rows:
+            square = sum(Fraction(v) ** 2 for v in row.tolist())
+            norm = math.hypot(*row)
+            for limit in (math.nextafter(norm, 0), norm, math.nextafter(norm, math.inf)):
+                truth = square > Fraction(limit) ** 2
+                assert exact.exceed(row[None], limit).tolist() == [truth]
+                with np.errstate(all="ignore"):
+                    wrong += bool((row @ row > np.float64(limit) ** 2) != truth)
+    assert wrong > 20  # so the sums alone would not have done
 
 
 def test_exact_sums_in_blocks(monkeypatch):
