@@ -108,7 +108,7 @@ class _Directory(io.BufferedIOBase):
                 f"{self._source.shown} says that its directory has {count:,} bytes; at most {_DIRECTORY:,} are read: "
                 "spread its arrays over several files"
             )
-        piece = self._source.read(self._at, count)
+        piece = bytes(self._source.read(self._at, count))
         self._at += len(piece)
         return piece
 

@@ -61,11 +61,11 @@ class FileSource:
                 )
             done += count
 
-    def read(self, offset: int, count: int) -> bytes:
+    def read(self, offset: int, count: int) -> bytearray:
         """That many bytes, or as many as there are."""
         buffer = bytearray(max(0, min(count, self.nbytes - offset)))
         self.read_into(offset, memoryview(buffer))
-        return bytes(buffer)
+        return buffer
 
     def _refuse_others(self, found: os.stat_result) -> None:
         if not stat.S_ISREG(found.st_mode):
@@ -113,7 +113,7 @@ class Inflated:
     def _restart(self) -> None:
         self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         self._at = self._taken = self._sum = 0  # bytes given out, bytes of the file taken in, the checksum so far
-        self._rest = b""  # taken in, but not inflated yet
+        self._rest: bytes | bytearray = b""  # taken in, but not inflated yet
         self._kept: dict[int, bytes] = {}
 
     def _pass_over(self, count: int) -> None:
