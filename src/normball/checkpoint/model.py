@@ -68,7 +68,7 @@ def _read(source: FileSource, most: int) -> File:
 
 def _explain(source: FileSource, first: bytearray) -> None:
     """Say what a file is that can't be a safetensors file, where that shows."""
-    if first[:1] == b"\x80" and first[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+    if first.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         raise CheckpointError(pickled(source.shown))
     for magic, what in _FOREIGN.items():
         if first.startswith(magic):

@@ -41,8 +41,14 @@ def read_safetensors(source: FileSource, most: int) -> File:
     end, tensors = 0, []
     for name, dtype, shape, begin, stop in entries:
         if begin != end:
-            between = f"{abs(begin - end):,} bytes {'that no tensor has' if begin > end else 'that another has, too'}"
-            raise CheckpointError(f"{source.shown}: tensor '{printable(name)}' begins at {begin:,}, with {between}")
+            raise CheckpointError(
+                f"{source.shown}: tensor '{printable(name[:80])}' begins at byte {begin:,} of the data, but "
+                + (
+                    f"the {begin - end:,} before it are no tensor's"
+                    if begin > end
+                    else f"byte {end:,} is the next free one"
+                )
+            )
         end = stop
         tensors.append(Tensor(name, dtype, shape, source, head + begin, stop - begin, swapped=sys.byteorder == "big"))
     _compare(source, head + end)
