@@ -50,7 +50,10 @@ def open_model(paths: Sequence[str | Path]) -> Model:
 
 def _add(files: list[File], source: FileSource) -> None:
     """One more file of a model."""
-    files.append(_read(source, TENSORS - sum(len(file.tensors) for file in files)))
+    most = TENSORS - sum(len(file.tensors) for file in files)
+    if most == 0:
+        raise CheckpointError(f"{source.shown} has more tensors than are read of one model")
+    files.append(_read(source, most))
 
 
 def _read(source: FileSource, most: int) -> File:
@@ -162,7 +165,7 @@ def _read_index(index: FileSource) -> dict[str, str]:
     def place(name: str, at: int) -> int:
         shard, end = text.string(at)
         if len(places) == TENSORS:
-            raise CheckpointError(f"{index.shown} has more than {TENSORS:,} tensors that are read of one model")
+            raise CheckpointError(f"{index.shown} has more tensors than are read of one model")
         places[name] = shards.setdefault(shard, shard)  # one string for all
         return end
 

@@ -38,7 +38,7 @@ def read_npz(source: FileSource, most: int) -> File:
         shown = f"{source.shown}: member '{printable(info.filename)}'"
         begin = _place(source, info, shown)
         spans.append((info.header_offset, begin + info.compress_size))
-        member: Source = Part(source, begin, info.file_size)
+        member: Source = Part(source, begin, info.file_size, info.filename)
         if info.compress_type == zipfile.ZIP_DEFLATED:
             member = Inflated(source, begin, info.compress_size, info.file_size, info.CRC, info.filename)
         tensors.append(_array(member, info.file_size, info.filename.removesuffix(".npy"), shown))
@@ -128,11 +128,11 @@ def _members(source: FileSource) -> tuple[list[zipfile.ZipInfo], int]:
         raise
     except Exception:  # whatever it makes of foreign bytes
         raise CheckpointError(f"{source.shown} is no whole zip archive: a download cut short?") from None
+    if any(info.filename.split("/")[-1] == "data.pkl" for info in infos):
+        raise CheckpointError(pickled(source.shown))
     names = set()
     for info in infos:
         shown = f"{source.shown}: member '{printable(info.filename)}'"
-        if info.filename.split("/")[-1] == "data.pkl":
-            raise CheckpointError(pickled(source.shown))
         if info.filename in names:
             raise CheckpointError(f"{source.shown} has two members called '{printable(info.filename)}'")
         names.add(info.filename)

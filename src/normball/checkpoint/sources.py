@@ -75,12 +75,13 @@ class FileSource:
 class Part:
     """Bytes of a file from `begin` on: what an archive has stored."""
 
-    def __init__(self, file: FileSource, begin: int, nbytes: int) -> None:
+    def __init__(self, file: FileSource, begin: int, nbytes: int, name: str) -> None:
         self.file, self.begin, self.nbytes = file, begin, nbytes
+        self.shown = f"{file.shown}: member '{printable(name)}'"
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         if offset + len(buffer) > self.nbytes:
-            raise CheckpointError(f"{self.file.shown}: a member of {self.nbytes:,} bytes ends too early")
+            raise CheckpointError(f"{self.shown} ends at byte {self.nbytes:,}, before byte {offset + len(buffer):,}")
         self.file.read_into(self.begin + offset, buffer)
 
 
