@@ -38,10 +38,14 @@ def read_npz(source: FileSource, most: int) -> File:
         shown = f"{source.shown}: member '{printable(info.filename)}'"
         begin = _place(source, info, shown)
         spans.append((info.header_offset, begin + info.compress_size))
-        member: Source = Part(source, begin, info.file_size, info.filename)
-        if info.compress_type == zipfile.ZIP_DEFLATED:
+        name = info.filename.removesuffix(".npy")
+        if info.compress_type == zipfile.ZIP_STORED:
+            part = Part(source, begin, info.file_size, info.filename)
+            tensors.append(_array(part, info.file_size, name, shown))
+        else:
             member = Inflated(source, begin, info.compress_size, info.file_size, info.CRC, info.filename)
-        tensors.append(_array(member, info.file_size, info.filename.removesuffix(".npy"), shown))
+            tensors.append(_array(member, info.file_size, name, shown))
+            member.restart()
     _check_places(source, spans, end)
     return File(source.path, "npz", source, source.nbytes, 0, tensors)
 

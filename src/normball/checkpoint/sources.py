@@ -5,7 +5,7 @@ import stat
 import threading
 import zlib
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from normball.checkpoint.errors import CheckpointError, printable
 
@@ -96,7 +96,7 @@ class Inflated:
         self.file, self.begin, self.packed, self.nbytes, self.checksum = file, begin, packed, nbytes, checksum
         self.shown = f"{file.shown}: member '{printable(name)}'"
         self._lock = threading.Lock()
-        self._restart()
+        self.restart()
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill the buffer, of bytes, from `offset` on."""
@@ -106,13 +106,14 @@ class Inflated:
             if offset < self._at and self._from_kept(offset, buffer):
                 return
             if offset < self._at:
-                self._restart()
+                self.restart()
             while self._at < offset:
                 self._pass_over(min(_PIECE, offset - self._at))
             self._inflate(buffer)
 
-    def _restart(self) -> None:
-        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    def restart(self) -> None:
+        """Go back to the first byte, and take no more memory than that."""
+        self._inflater: Any = None
         self._at = self._taken = self._sum = 0  # bytes given out, bytes of the file taken in, the checksum so far
         self._rest: bytes | bytearray = b""  # taken in, but not inflated yet
         self._kept: dict[int, bytes] = {}
@@ -160,9 +161,12 @@ class Inflated:
                 self._fail(f"inflates to more than {self.nbytes:,} bytes, which the archive says it has")
             if self._sum != self.checksum:
                 self._fail("has other bytes than its checksum says: was the file damaged on its way?")
+            self._inflater, self._rest = None, b""  # there may be thousands of members
 
     def _next(self, limit: int) -> bytes:
         """Up to `limit` more bytes; none at the end."""
+        if self._inflater is None:
+            self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         while not self._inflater.eof:
             if not self._rest:
                 self._rest = self.file.read(self.begin + self._taken, min(_PIECE, self.packed - self._taken))
@@ -180,5 +184,5 @@ class Inflated:
         return b""
 
     def _fail(self, what: str) -> NoReturn:
-        self._restart()
+        self.restart()
         raise CheckpointError(f"{self.shown} {what}")
