@@ -1,6 +1,7 @@
 """Opening what the user named, in whatever format it is, with every check done before any of it is read."""
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +15,7 @@ from normball.checkpoint.tensors import File, Model
 
 TENSORS = 300_000  # of one model: twice what the largest known have; each takes some 300 bytes of memory
 _NAME = 4096  # characters of a tensor's name
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _OTHERS = 65536  # bytes of what else an index holds
 _INDEX = "model.safetensors.index.json"
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
@@ -48,7 +50,10 @@ def open_model(paths: Sequence[str | Path]) -> Model:
 
 def _add(files: list[File], source: FileSource) -> None:
     """One more file of a model."""
-    files.append(_read(source, TENSORS - sum(len(file.tensors) for file in files)))
+    most = TENSORS - sum(len(file.tensors) for file in files)
+    if most == 0:
+        raise CheckpointError(f"{source.shown} has more tensors than are read of one model")
+    files.append(_read(source, most))
 
 
 def _read(source: FileSource, most: int) -> File:
@@ -64,9 +69,9 @@ def _read(source: FileSource, most: int) -> File:
     return read_safetensors(source, most)
 
 
-def _explain(source: FileSource, first: bytes) -> None:
+def _explain(source: FileSource, first: bytearray) -> None:
     """Say what a file is that can't be a safetensors file, where that shows."""
-    if first[:1] == b"\x80" and first[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+    if first.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         raise CheckpointError(pickled(source.shown))
     for magic, what in _FOREIGN.items():
         if first.startswith(magic):
@@ -78,18 +83,17 @@ def _check_names(model: Model) -> None:
     places: dict[str, File] = {}
     for file in model.files:
         for tensor in file.tensors:
-            name, shown = tensor.name, printable(tensor.name)
-            if any(c < " " or "\x7f" <= c < "\xa0" for c in name) or len(name) > _NAME:
+            name = tensor.name
+            if _CONTROL.search(name) or len(name) > _NAME:
                 raise CheckpointError(
-                    f"{printable(str(file.path))}: the name of tensor '{shown[:80]}' has control characters, "
-                    f"or more than {_NAME:,}"
+                    f"{printable(str(file.path))}: the name of tensor '{printable(name[:80])}' has control characters, "
+                    f"or more than {_NAME:,} in all"
                 )
-            if name in places:
+            if places.setdefault(name, file) is not file:
                 raise CheckpointError(
-                    f"tensor '{shown}' is in {printable(str(places[name].path))} and in {printable(str(file.path))}: "
-                    "name files of one model, each once"
+                    f"tensor '{printable(name)}' is in {printable(str(places[name].path))} and in "
+                    f"{printable(str(file.path))}: name files of one model, each once"
                 )
-            places[name] = file
 
 
 def _open_folder(folder: Path, opened: ExitStack) -> Model:
@@ -141,8 +145,8 @@ def _open_index(folder: Path, files: list[File], opened: ExitStack) -> None:
         for tensor in files[-1].tensors:
             if (place := places.pop(tensor.name, None)) != shard:
                 raise CheckpointError(
-                    f"tensor '{printable(tensor.name)}' is in {printable(str(files[-1].path))}; {index.shown} has it in "
-                    + (f"'{printable(place)}'" if place else "no file")
+                    f"tensor '{printable(tensor.name)}' is in {printable(str(files[-1].path))}; "
+                    f"{index.shown} has it in " + (f"'{printable(place)}'" if place else "no file")
                 )
     for name, shard in places.items():
         raise CheckpointError(f"{index.shown} has tensor '{printable(name)}' in '{printable(shard)}', where it isn't")
@@ -161,7 +165,7 @@ def _read_index(index: FileSource) -> dict[str, str]:
     def place(name: str, at: int) -> int:
         shard, end = text.string(at)
         if len(places) == TENSORS:
-            raise CheckpointError(f"{index.shown} has more than {TENSORS:,} tensors that are read of one model")
+            raise CheckpointError(f"{index.shown} has more tensors than are read of one model")
         places[name] = shards.setdefault(shard, shard)  # one string for all
         return end
 

@@ -18,6 +18,7 @@ _WORDS = {"b1": "BOOL", "c8": "C64", "f2": "F16", "f4": "F32", "f8": "F64"} | {
 }
 _HEADER = 10_000  # bytes, NumPy's own limit
 _DIRECTORY = 2**20  # bytes of an archive's directory: some 10,000 members, each with a header to read
+_UTF8 = 0x800  # the flag of names that are not in code page 437
 _RATIO = 1032  # bytes that a byte of a deflated member can become: 258 in two bits
 
 
@@ -29,14 +30,23 @@ def read_npy(source: FileSource) -> File:
 
 def read_npz(source: FileSource, most: int) -> File:
     """The arrays of a .npz file, called by their members' names, in the archive's order."""
-    infos = _members(source)
+    infos, end = _members(source)
     if len(infos) > most:
-        raise CheckpointError(f"{source.shown} has more than {most:,} tensors that are read of one model")
-    tensors = []
+        raise CheckpointError(f"{source.shown} has more tensors than are read of one model")
+    tensors, spans = [], []
     for info in infos:
-        member = _member(source, info)
         shown = f"{source.shown}: member '{printable(info.filename)}'"
-        tensors.append(_array(member, info.file_size, info.filename.removesuffix(".npy"), shown))
+        begin = _place(source, info, shown)
+        spans.append((info.header_offset, begin + info.compress_size))
+        name = info.filename.removesuffix(".npy")
+        if info.compress_type == zipfile.ZIP_STORED:
+            part = Part(source, begin, info.file_size, info.filename)
+            tensors.append(_array(part, info.file_size, name, shown))
+        else:
+            member = Inflated(source, begin, info.compress_size, info.file_size, info.CRC, info.filename)
+            tensors.append(_array(member, info.file_size, name, shown))
+            member.restart()
+    _check_places(source, spans, end)
     return File(source.path, "npz", source, source.nbytes, 0, tensors)
 
 
@@ -108,13 +118,13 @@ class _Directory(io.BufferedIOBase):
                 f"{self._source.shown} says that its directory has {count:,} bytes; at most {_DIRECTORY:,} are read: "
                 "spread its arrays over several files"
             )
-        piece = self._source.read(self._at, count)
+        piece = bytes(self._source.read(self._at, count))
         self._at += len(piece)
         return piece
 
 
-def _members(source: FileSource) -> list[zipfile.ZipInfo]:
-    """What the archive's directory lists, if all of it is what numpy.savez writes."""
+def _members(source: FileSource) -> tuple[list[zipfile.ZipInfo], int]:
+    """What the archive's directory lists, if all of it is what numpy.savez writes, and where the directory begins."""
     try:
         with zipfile.ZipFile(_Directory(source)) as archive:  # type: ignore[arg-type]
             infos, end = archive.infolist(), archive.start_dir
@@ -122,11 +132,11 @@ def _members(source: FileSource) -> list[zipfile.ZipInfo]:
         raise
     except Exception:  # whatever it makes of foreign bytes
         raise CheckpointError(f"{source.shown} is no whole zip archive: a download cut short?") from None
+    if any(info.filename.split("/")[-1] == "data.pkl" for info in infos):
+        raise CheckpointError(pickled(source.shown))
     names = set()
     for info in infos:
         shown = f"{source.shown}: member '{printable(info.filename)}'"
-        if info.filename.split("/")[-1] == "data.pkl":
-            raise CheckpointError(pickled(source.shown))
         if info.filename in names:
             raise CheckpointError(f"{source.shown} has two members called '{printable(info.filename)}'")
         names.add(info.filename)
@@ -143,26 +153,28 @@ def _members(source: FileSource) -> list[zipfile.ZipInfo]:
             raise CheckpointError(
                 f"{shown} can't have {info.file_size:,} bytes in {info.compress_size:,}: damaged, or made to harm?"
             )
-    last = 0
-    for info in sorted(infos, key=lambda info: info.header_offset):
-        if info.header_offset < last:
-            raise CheckpointError(f"{source.shown}: member '{printable(info.filename)}' lies within another")
-        last = info.header_offset + 30 + info.compress_size
-    if last > end:
-        raise CheckpointError(f"{source.shown} has members that reach beyond its directory: was the file damaged?")
-    return infos
+    return infos, end
 
 
-def _member(source: FileSource, info: zipfile.ZipInfo) -> Part | Inflated:
-    """Where a member's bytes lie: behind a header of their own, which repeats the name."""
+def _place(source: FileSource, info: zipfile.ZipInfo, shown: str) -> int:
+    """Where a member's bytes begin: behind a header of their own, which repeats the name."""
     header = source.read(info.header_offset, 30)
     name, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
-    if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise CheckpointError(f"{source.shown}: member '{printable(info.filename)}' has no header: was it damaged?")
-    begin = info.header_offset + 30 + name + extra
-    if info.compress_type == zipfile.ZIP_STORED:
-        return Part(source, begin, info.file_size)
-    return Inflated(source, begin, info.compress_size, info.file_size, info.CRC, info.filename)
+    repeated = source.read(info.header_offset + 30, name).decode(
+        "utf-8" if info.flag_bits & _UTF8 else "cp437", "replace"
+    )
+    if header[:4] != b"PK\x03\x04" or repeated != info.orig_filename:
+        raise CheckpointError(f"{shown} isn't where the archive says: was it damaged?")
+    return info.header_offset + 30 + name + extra
+
+
+def _check_places(source: FileSource, spans: list[tuple[int, int]], end: int) -> None:
+    """Members lie apart, in front of the directory: so an archive can't inflate to more than _RATIO times its bytes."""
+    last = 0
+    for first, behind in sorted(spans):
+        if first < last or behind > end:
+            raise CheckpointError(f"{source.shown} has members that overlap: damaged, or made to harm?")
+        last = behind
 
 
 def pickled(shown: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from normball.checkpoint.errors import CheckpointError, printable
 from normball.checkpoint.sources import FileSource
-from normball.checkpoint.strict_json import Pairs, Text
+from normball.checkpoint.strict_json import Text
 from normball.checkpoint.tensors import BITS, FP8, File, Tensor
 
 # Bits of an entry, by the format's words.
@@ -29,7 +29,8 @@ DTYPES = {
 HEADER_LIMIT = 32 * 2**20
 DIMENSIONS = 64  # as NumPy has
 _ENTRY_LIMIT = 4096  # bytes of one tensor's entry: 64 dimensions of 20 digits take 1500
-_FIELDS = ("dtype", "shape", "data_offsets")
+_FIELDS = {"dtype", "shape", "data_offsets"}
+_INT = {int}
 
 
 def read_safetensors(source: FileSource, most: int) -> File:
@@ -40,15 +41,21 @@ def read_safetensors(source: FileSource, most: int) -> File:
     end, tensors = 0, []
     for name, dtype, shape, begin, stop in entries:
         if begin != end:
-            between = f"{abs(begin - end):,} bytes {'that no tensor has' if begin > end else 'that another has, too'}"
-            raise CheckpointError(f"{source.shown}: tensor '{printable(name)}' begins at {begin:,}, with {between}")
+            raise CheckpointError(
+                f"{source.shown}: tensor '{printable(name[:80])}' begins at byte {begin:,} of the data, but "
+                + (
+                    f"the {begin - end:,} before it are no tensor's"
+                    if begin > end
+                    else f"byte {end:,} is the next free one"
+                )
+            )
         end = stop
         tensors.append(Tensor(name, dtype, shape, source, head + begin, stop - begin, swapped=sys.byteorder == "big"))
     _compare(source, head + end)
     return File(source.path, "safetensors", source, source.nbytes, head, tensors)
 
 
-def _header(source: FileSource) -> tuple[int, bytes]:
+def _header(source: FileSource) -> tuple[int, bytearray]:
     """Where the tensors begin, and the header's text."""
     if source.nbytes < 10:
         raise CheckpointError(f"{source.shown} has only {source.nbytes} bytes: a download cut short?")
@@ -91,13 +98,15 @@ def _entries(text: Text, shown: str, most: int) -> list[Entry]:
         if name == "__metadata__":
             return text.members(at, metadata)
         if len(entries) == most:
-            raise CheckpointError(f"{shown} has more than {most:,} tensors that are read of one model")
+            raise CheckpointError(f"{shown} has more tensors than are read of one model")
         value, end = text.value(at, _ENTRY_LIMIT)
         try:
             dtype, shape, begin, stop = _fields(value)
-            _check_size(dtype, shape, begin, stop, exact=b"-" not in text.raw[at:end])
+            if text.raw.find(b"-", at, end) >= 0:
+                raise ValueError("-0 is no number of bytes or entries")
+            _check_size(dtype, shape, begin, stop)
         except ValueError as error:
-            raise CheckpointError(f"{shown}: tensor '{printable(name)}': {error}") from None
+            raise CheckpointError(f"{shown}: tensor '{printable(name[:80])}': {error}") from None
         entries.append((name, words[dtype], shapes.setdefault(shape, shape), begin, stop))
         return end
 
@@ -106,31 +115,29 @@ def _entries(text: Text, shown: str, most: int) -> list[Entry]:
 
 
 def _fields(value: Any) -> tuple[str, tuple[int, ...], int, int]:
-    """dtype, shape and offsets of a tensor's entry."""
-    fields = dict(value) if isinstance(value, Pairs) else {}
-    if len(fields) != 3 or len(value) != 3 or not all(name in fields for name in _FIELDS):
-        raise ValueError(f"its entry must have {', '.join(_FIELDS)}, once each, and nothing else")
-    dtype, shape, offsets = (fields[name] for name in _FIELDS)
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"no dtype of safetensors 0.8 is called {printable(str(dtype)[:40])}; is normball too old?")
+    """dtype, shape and offsets of a tensor's entry, which are of the right types."""
+    fields = dict(value) if type(value) is tuple else {}
+    if fields.keys() != _FIELDS or len(value) != 3:
+        raise ValueError("its entry must have dtype, shape and data_offsets, once each, and nothing else")
+    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    if type(dtype) is not str or dtype not in DTYPES:
+        raise ValueError(f"no dtype of safetensors 0.8 is called {printable(str(dtype)[:40])}")
     for name, numbers in (("shape", shape), ("data_offsets", offsets)):
-        if type(numbers) is not list or not all(type(n) is int and n >= 0 for n in numbers):
+        if type(numbers) is not list or not set(map(type, numbers)) <= _INT or min(numbers, default=0) < 0:
             raise ValueError(f"{name} must be a list of whole numbers, none negative")
     if len(shape) > DIMENSIONS:
-        raise ValueError(f"{len(shape)} dimensions; at most {DIMENSIONS} are read")
+        raise ValueError(f"it has {len(shape)} dimensions; up to {DIMENSIONS} are read")
     if len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError("data_offsets must be two numbers, its first byte and the one behind its last")
+        raise ValueError("data_offsets must be two numbers: its first byte, and the one behind its last")
     return dtype, tuple(shape), offsets[0], offsets[1]
 
 
-def _check_size(dtype: str, shape: tuple[int, ...], begin: int, stop: int, exact: bool) -> None:
+def _check_size(dtype: str, shape: tuple[int, ...], begin: int, stop: int) -> None:
     """Its bytes are as many as its shape takes."""
-    if not exact:
-        raise ValueError("-0 is no whole number")
-    if DTYPES[dtype] * math.prod(length or 1 for length in shape) >= 2**63 or stop >= 2**63:
-        raise ValueError("no file holds that many bytes")
-    bits = DTYPES[dtype] * math.prod(shape)
-    if bits % 8:
-        raise ValueError(f"{math.prod(shape):,} entries of {DTYPES[dtype]} bits don't fill whole bytes")
-    if bits != 8 * (stop - begin):
-        raise ValueError(f"{dtype} {list(shape)} takes {bits // 8:,} bytes, but data_offsets span {stop - begin:,}")
+    size, bits = math.prod(shape), DTYPES[dtype]
+    if bits * (size or math.prod(length or 1 for length in shape)) >= 2**63 or stop >= 2**63:
+        raise ValueError(f"no file holds {dtype} {list(shape)} at {begin:,}"[:200])
+    if bits * size % 8:
+        raise ValueError(f"{size:,} entries of {bits} bits don't fill whole bytes")
+    if bits * size != 8 * (stop - begin):
+        raise ValueError(f"{dtype} {list(shape)} takes {bits * size // 8:,} bytes; data_offsets span {stop - begin:,}")

@@ -5,7 +5,7 @@ import stat
 import threading
 import zlib
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from normball.checkpoint.errors import CheckpointError, printable
 
@@ -61,11 +61,11 @@ class FileSource:
                 )
             done += count
 
-    def read(self, offset: int, count: int) -> bytes:
+    def read(self, offset: int, count: int) -> bytearray:
         """That many bytes, or as many as there are."""
         buffer = bytearray(max(0, min(count, self.nbytes - offset)))
         self.read_into(offset, memoryview(buffer))
-        return bytes(buffer)
+        return buffer
 
     def _refuse_others(self, found: os.stat_result) -> None:
         if not stat.S_ISREG(found.st_mode):
@@ -75,12 +75,13 @@ class FileSource:
 class Part:
     """Bytes of a file from `begin` on: what an archive has stored."""
 
-    def __init__(self, file: FileSource, begin: int, nbytes: int) -> None:
+    def __init__(self, file: FileSource, begin: int, nbytes: int, name: str) -> None:
         self.file, self.begin, self.nbytes = file, begin, nbytes
+        self.shown = f"{file.shown}: member '{printable(name)}'"
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         if offset + len(buffer) > self.nbytes:
-            raise CheckpointError(f"{self.file.shown}: a member of {self.nbytes:,} bytes ends too early")
+            raise CheckpointError(f"{self.shown} ends at byte {self.nbytes:,}, before byte {offset + len(buffer):,}")
         self.file.read_into(self.begin + offset, buffer)
 
 
@@ -95,7 +96,7 @@ class Inflated:
         self.file, self.begin, self.packed, self.nbytes, self.checksum = file, begin, packed, nbytes, checksum
         self.shown = f"{file.shown}: member '{printable(name)}'"
         self._lock = threading.Lock()
-        self._restart()
+        self.restart()
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill the buffer, of bytes, from `offset` on."""
@@ -105,15 +106,16 @@ class Inflated:
             if offset < self._at and self._from_kept(offset, buffer):
                 return
             if offset < self._at:
-                self._restart()
+                self.restart()
             while self._at < offset:
                 self._pass_over(min(_PIECE, offset - self._at))
             self._inflate(buffer)
 
-    def _restart(self) -> None:
-        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    def restart(self) -> None:
+        """Go back to the first byte, and take no more memory than that."""
+        self._inflater: Any = None
         self._at = self._taken = self._sum = 0  # bytes given out, bytes of the file taken in, the checksum so far
-        self._rest = b""  # taken in, but not inflated yet
+        self._rest: bytes | bytearray = b""  # taken in, but not inflated yet
         self._kept: dict[int, bytes] = {}
 
     def _pass_over(self, count: int) -> None:
@@ -159,9 +161,12 @@ class Inflated:
                 self._fail(f"inflates to more than {self.nbytes:,} bytes, which the archive says it has")
             if self._sum != self.checksum:
                 self._fail("has other bytes than its checksum says: was the file damaged on its way?")
+            self._inflater, self._rest = None, b""  # there may be thousands of members
 
     def _next(self, limit: int) -> bytes:
         """Up to `limit` more bytes; none at the end."""
+        if self._inflater is None:
+            self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         while not self._inflater.eof:
             if not self._rest:
                 self._rest = self.file.read(self.begin + self._taken, min(_PIECE, self.packed - self._taken))
@@ -179,5 +184,5 @@ class Inflated:
         return b""
 
     def _fail(self, what: str) -> NoReturn:
-        self._restart()
+        self.restart()
         raise CheckpointError(f"{self.shown} {what}")
