@@ -391,7 +391,7 @@ def test_bars_are_where_the_norms_are(count):
     rows = [a_row(str(place), np.exp(rng.normal(0, 1, count)), limit=2.0) for place in range(5)]
     scale = scale_of(rows)
     for row in rows:
-        drawn = bars(row)
+        drawn = bars(row, scale)
         assert any(bar.over for bar in drawn) == (row.statistics.over > 0)
         assert (drawn[0].low, drawn[-1].high) == (row.statistics.minimum, row.statistics.maximum)
         places = [scale(norm) for bar in drawn for norm in (bar.low, bar.high)]
@@ -406,7 +406,7 @@ def test_bars_are_where_the_norms_are(count):
 def test_bars_of_extremes(norms, limit):
     rows = [a_row("a", norms, limit)]
     scale = scale_of(rows)
-    places = [scale(norm) for bar in bars(rows[0]) for norm in (bar.low, bar.high)]
+    places = [scale(norm) for bar in bars(rows[0], scale) for norm in (bar.low, bar.high)]
     assert all(0 <= place <= 1 for place in places)
     assert all(0 <= scale(tick) <= 1 for tick in scale.ticks())
 
@@ -418,7 +418,7 @@ def many(count):
     return made
 
 
-@pytest.mark.parametrize("count", [0, 5, 200])
+@pytest.mark.parametrize("count", [0, 200])
 def test_a_png_has_a_row_for_each(count):
     pytest.importorskip("matplotlib")
     from normball.checkpoint.plot_png import picture

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -351,3 +352,9 @@ def test_pytensor_is_norm_constraints_own_default(ndim):
 
     assert incoming("pytensor", "w", ndim)[1] == arguments.default_axes(ndim)
     assert incoming("pytensor", "w", 6) is None
+
+
+def test_the_guide_names_every_layout():
+    page = (Path(__file__).parent.parent / "docs" / "checkpoint.md").read_text()
+    table = page.partition("| layout |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE) == NAMES

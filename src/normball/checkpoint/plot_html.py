@@ -61,7 +61,7 @@ def page(report: Report, title: str) -> str:
 <table><thead><tr>{"".join(heads)}</tr></thead><tbody>
 {body}
 </tbody></table>
-<p>Line: limit. Dot: median. Heights are square roots of how many groups have such a norm.
+<p>Line: limit. Dot: median. Heights are square roots of how many groups have such norms.
 <span class=bad>Over the limit.</span> A click on a heading sorts.</p>{assumed}{notes}{left_out}
 <script>{_SCRIPT}</script></body></html>
 """
@@ -102,7 +102,7 @@ def _key(value: float) -> str:
 def _drawing(row: Row, scale: Scale) -> str:
     """A row's histogram, growing from its middle."""
     parts = []
-    for bar in bars(row):
+    for bar in bars(row, scale):
         left, height = scale(bar.low) * _WIDTH, bar.height * (_HEIGHT - 2)
         width = max(scale(bar.high) * _WIDTH - left, 1.5)
         kind, top = "o" if bar.over else "w", (_HEIGHT - height) / 2

@@ -59,7 +59,7 @@ def _distributions(panel: Axes, rows: Sequence[Row], scale: Scale) -> None:
     shapes: dict[bool, list] = {False: [], True: []}
     limits, medians = [], []
     for place, row in enumerate(rows):
-        for bar in bars(row):
+        for bar in bars(row, scale):
             left, half = scale(bar.low), 0.42 * bar.height
             right, low, high = max(scale(bar.high), left + 0.003), place - half, place + half
             shapes[bar.over].append([(left, low), (right, low), (right, high), (left, high)])

@@ -303,7 +303,7 @@ def to_csv(report: Report, top: int | None) -> str:
     writer.writeheader()
     for row in report.worst_first[: top or None]:
         values = record(row)
-        values |= {"name": printable(values["name"]), "why": printable(values["why"])}
+        values |= {key: printable(values[key]) for key in ("name", "dtype", "why")}
         values |= {key: " ".join(map(str, values[key])) for key in ("shape", "axes")}
         writer.writerow(values)
     for why, names in report.left_out.items():
