@@ -64,9 +64,10 @@ def test_check_as_it_reads(model, capsys):
 
 
 def test_what_was_assumed_is_said(model, capsys):
-    line = "layout: torch's, (out, in, *kernel), assumed for all; --layout says otherwise\n"
+    line = "layout: torch's, (out, in, *kernel), assumed; --layout says otherwise\n"
     assert line in run(capsys, "check", model)[1]
     assert "layout:" not in run(capsys, "check", model, "--layout", "torch")[1]
+    assert "layout:" not in run(capsys, "check", model, "--rule", "*.weight: axes=1")[1]
     assert "over" not in run(capsys, "check", model)[1]
 
 
@@ -83,12 +84,32 @@ def test_json(model, capsys):
     code, out, _ = run(capsys, "check", model, "--json", "--rule", "far.weight: axes=0 limit=8")
     found = json.loads(out)
     assert code == 0
-    assert found["totals"] == {"tensors": 2, "groups": 4, "over": 1, "tensors_over": 1, "zero": 0, "nonfinite": 0, "left_out": 2}
+    assert found["totals"] == {
+        "tensors": 2,
+        "groups": 4,
+        "over": 1,
+        "tensors_over": 1,
+        "zero": 0,
+        "nonfinite": 0,
+        "left_out": 2,
+    }
     far = next(one for one in found["tensors"] if one["name"] == "far.weight")
     assert far == {
-        **{"name": "far.weight", "dtype": "F32", "shape": [3, 2], "axes": [0], "why": "rule far.weight", "limit": 8.0},
-        **{"groups": 2, "min": math.sqrt(45), "median": far["median"], "p99": far["p99"], "max": math.sqrt(80)},
-        **{"over": 1, "zero": 0, "nonfinite": 0, "note": None},
+        "name": "far.weight",
+        "dtype": "F32",
+        "shape": [3, 2],
+        "axes": [0],
+        "why": "rule far.weight",
+        "limit": 8.0,
+        "groups": 2,
+        "min": math.sqrt(45),
+        "median": far["median"],
+        "p99": far["p99"],
+        "max": math.sqrt(80),
+        "over": 1,
+        "zero": 0,
+        "nonfinite": 0,
+        "note": None,
     }
     assert [one["name"] for one in found["left_out"]] == ["far.bias", "steps"]
 
@@ -170,7 +191,9 @@ def test_errors_are_one_line(model, capsys, monkeypatch, arguments, message):
     assert sorted(path.name for path in model.parent.iterdir()) == [model.name]
 
 
-@pytest.mark.parametrize("wrong", [(1, "", "normball: x\n"), (2, "a", "normball: x\n"), (2, "", "Traceback\n"), (2, "", "normball: x\ny\n")])
+@pytest.mark.parametrize(
+    "wrong", [(1, "", "normball: x\n"), (2, "a", "normball: x\n"), (2, "", "Traceback\n"), (2, "", "normball: x\ny\n")]
+)
 def test_errors_are_one_line_can_fail(wrong):
     with pytest.raises(AssertionError):
         error_line(*wrong)

@@ -50,7 +50,9 @@ def scale_of(rows: Sequence[Row]) -> Scale:
     limits = [row.choice.limit for row in rows if row.choice.limit is not None and math.isfinite(row.choice.limit)]
     largest = [value for row in rows if math.isfinite(value := row.statistics.maximum)]
     high = max([*limits, *largest, 0.0]) or 1.0
-    bins = [max(Statistics.edges(place)[0], row.statistics.minimum) for row in rows for place in row.statistics.histogram]
+    bins = [
+        max(Statistics.edges(place)[0], row.statistics.minimum) for row in rows for place in row.statistics.histogram
+    ]
     low = min(norm for norm in (*bins, *limits, high) if norm > high / _WIDEST)
     if high / low > 20:
         return Scale(low / 1.1, high * 1.1, True)
