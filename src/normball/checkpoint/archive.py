@@ -43,7 +43,8 @@ def _fill(old: zipfile.ZipFile, file: File, plan: Plan, source: int, descriptor:
             info.compress_type, info.external_attr = member.compress_type, member.external_attr
             info.create_system, info.comment = member.create_system, member.comment
             end = begin + tensor.begin + tensor.nbytes
-            with new.open(info, "w", force_zip64=end - begin > _PIECE << 10) as target:
+            wide = member.extract_version >= zipfile.ZIP64_VERSION or end - begin > 1 << 30  # as NumPy has it
+            with new.open(info, "w", force_zip64=wide) as target:
                 while begin < end:
                     piece = files.read_at(source, begin, min(_PIECE, end - begin))
                     if not piece:

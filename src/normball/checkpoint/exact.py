@@ -4,8 +4,6 @@ An entry is m * 2**e with an integer m below 2**53. The digits of its square, of
 float64, which is exact for up to 2**26 of them; Python's integers put them together.
 """
 
-import math
-from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np

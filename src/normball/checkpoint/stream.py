@@ -161,7 +161,9 @@ def verify(before: Tensor, after: Tensor, axes: tuple[int, ...] | None, limit: f
         else:
             fine = all(_verify_region(old, new, region, limit, workers) for region in run)
         if not fine:
-            raise CheckpointError(f"{printable(before.name)}: the result read back does not hold the bound of {limit:g}")
+            raise CheckpointError(
+                f"{printable(before.name)}: the result read back does not hold the bound of {limit:g}"
+            )
 
 
 def _norms(seen: View, limit: float | None, workers: Workers) -> Iterator[np.ndarray]:
@@ -233,10 +235,10 @@ def _verify_region(old: View, new: View, region: Region, limit: float, workers: 
 def _verify_copy(before: Tensor, after: Tensor, workers: Workers) -> None:
     def same(start: int) -> bool:
         length = min(PIECE, before.nbytes - start)
-        buffers = [workers.buffer(length, name) for name in ("old", "new")]
-        for tensor, buffer in zip((before, after), buffers, strict=True):
-            tensor.source.read_into(tensor.begin + start, memoryview(buffer))  # type: ignore[arg-type]
-        return np.array_equal(*buffers)
+        first, second = workers.buffer(length, "old"), workers.buffer(length, "new")
+        before.source.read_into(before.begin + start, memoryview(first))  # type: ignore[arg-type]
+        after.source.read_into(after.begin + start, memoryview(second))  # type: ignore[arg-type]
+        return np.array_equal(first, second)
 
     if not all(workers.map(same, range(0, before.nbytes, PIECE))):
         raise CheckpointError(f"{printable(before.name)}: the result read back is not the input byte for byte")
@@ -262,8 +264,8 @@ def _rows(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
 def _same(first: np.ndarray, second: np.ndarray, axes: tuple[int, ...], groups: np.ndarray) -> bool:
     """Whether the chosen groups have the same bits in both."""
     bits = f"u{first.dtype.itemsize}"
-    rows = [_rows(array.view(bits), axes)[groups] for array in (first, second)]
-    return np.array_equal(*rows)
+    first_rows, second_rows = (_rows(array.view(bits), axes)[groups] for array in (first, second))
+    return np.array_equal(first_rows, second_rows)
 
 
 def _add_finite(norms: np.ndarray, limit: float, statistics: Statistics, tensor: Tensor) -> None:

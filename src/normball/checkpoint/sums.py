@@ -50,7 +50,7 @@ class Narrow:
         return self.norms
 
     def rescale(self, piece: np.ndarray, axes: tuple[int, ...], where: tuple[slice, ...], limit: float) -> None:
-        """A piece times the factors of its groups, in place: as groups of their own, each with its share of the bound."""
+        """A piece times the factors of its groups, in place: as groups of their own, with their share of the bound."""
         norms = self.norms[where]
         over = norms > limit
         if over.any():
