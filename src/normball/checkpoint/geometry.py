@@ -40,8 +40,8 @@ class Scale(NamedTuple):
             ticks = [tick for tick in every if self.low <= tick <= self.high]
             return ticks[:: max(1, len(ticks) // 6)]
         step = 10.0 ** math.floor(math.log10(self.high))
-        steps = (step * part for part in (0.1, 0.2, 0.25, 0.5, 1, 2))
-        step = next((step for step in steps if step and self.high / step <= 7), self.high)
+        round_steps = (step * part for part in (0.1, 0.2, 0.25, 0.5, 1, 2))
+        step = next((step for step in round_steps if step and self.high / step <= 7), self.high)
         return [step * place for place in range(math.floor(self.high / step) + 1)]
 
 
