@@ -219,8 +219,9 @@ def test_diff(model, tmp_path, capsys):
     code, text, _ = run(capsys, "diff", model, out)
     assert code == 1
     assert text == (
-        "name        shape  axes  groups changed  max before  max after  norm after / before\n"
-        "far.weight  3x2    1     1 of 3          10          5          0.5 to 0.5\n"
+        "name        shape  axes  why              groups changed  max before  max after  norm after / before\n"
+        "far.weight  3x2    1     torch (out, in)  1 of 3          10          5          0.5 to 0.5\n"
+        "layout: torch's, (out, in, *kernel), assumed; --layout says otherwise\n"
         "1 tensors differ, 1 of their groups; 3 are the same\n"
     )
     found = json.loads(run(capsys, "diff", model, out, "--json")[1])
@@ -229,6 +230,8 @@ def test_diff(model, tmp_path, capsys):
     assert 5 - 1e-5 < change["max_after"] <= 5
     assert change["smallest_ratio"] == change["largest_ratio"]
     assert 0.5 - 1e-6 < change["largest_ratio"] <= 0.5
+    assert found["assumed"]
+    assert "layout:" not in run(capsys, "diff", model, out, "--layout", "torch")[1]
     along = json.loads(run(capsys, "diff", model, out, "--json", "--rule", "far.weight: axes=0")[1])
     assert along["changes"][0]["changed"] == 2
 

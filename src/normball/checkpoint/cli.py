@@ -262,10 +262,11 @@ def _diff(options: argparse.Namespace) -> int:
 
     rules, names = _read_choosing(options)[0], (options.first, options.second)
     with open_model(names[:1]) as first, open_model(names[1:]) as second:
-        choices, _ = chosen(first, rules, options.layout, None)
+        choices, assumed = chosen(first, rules, options.layout, None)
         total = sum(tensor.nbytes for tensor in first.tensors)
         with progress(total, "comparing") as advance, Workers(_jobs(options)) as workers:
             found = diff.diff(first, second, names, choices, workers, advance)
+    found.assumed = assumed
     if options.json:
         print(diff.to_json(found))
     else:
