@@ -514,6 +514,11 @@ print(*sorted({{"rich", "matplotlib", "shtab", "ml_dtypes", "argparse"}} & set(s
     return python("-c", code).stderr.split()
 
 
+def test_the_library_loads_nothing_of_the_command_line():
+    found = python("-c", "import sys, normball; print(*(name for name in sys.modules if 'checkpoint' in name))")
+    assert (found.stdout, found.stderr) == ("\n", "")
+
+
 def test_commands_load_what_they_need(model):
     assert loaded_by("--version") == ["0"]
     assert loaded_by("check", model, "--json") == ["argparse", "0"]
