@@ -17,7 +17,7 @@ $(VENV)/.%: $(SOURCES)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 
-demo: $(VENV)/.demo  ## train on handwritten digits, free and constrained: a table, a picture and the weights in demo/
+demo: $(VENV)/.demo  ## train on handwritten digits, free and constrained; check and constrain the weights: all in demo/
 	$(BIN)/python examples/digits.py $(DEMO)
 
 test: $(VENV)/.test  ## the tests

@@ -104,7 +104,6 @@ class Network:
         weights = {f"{name}.weight": w.get_value() for name, w in self.weights.items()}
         return weights | {f"{name}.bias": b.get_value() for name, b in self.biases.items()}
 
-
     def accuracy(self, data: tuple, parameters: dict[str, np.ndarray]) -> float:
         """Of the test half, in percent, with these weights."""
         for name in SHAPES:

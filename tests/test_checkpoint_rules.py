@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -187,8 +188,14 @@ def test_dtypes_that_are_taken(dtype):
         ("lin.wieght: axes=0", "matches no tensor; did you mean lin.weight, conv.weight?"),
         ("xxxxx: skip", "matches no tensor; the model has lin.weight, conv.weight, lin.bias"),
         ("lin.bias: limit=2", f"does nothing, lin.bias is left alone: {FLAT}"),
-        ("lin.weight: axes=2", "axes=2 does not fit lin.weight of shape (4, 3): each from -2 to 1 and once; a rule before this one may take that tensor"),
-        ("lin.weight: axes=0,-2", "axes=0,-2 does not fit lin.weight of shape (4, 3): each from -2 to 1 and once; a rule before this one may take that tensor"),
+        (
+            "lin.weight: axes=2",
+            "axes=2 does not fit lin.weight of shape (4, 3): each from -2 to 1 and once; a rule before this one may take that tensor",
+        ),
+        (
+            "lin.weight: axes=0,-2",
+            "axes=0,-2 does not fit lin.weight of shape (4, 3): each from -2 to 1 and once; a rule before this one may take that tensor",
+        ),
     ],
 )
 def test_a_rule_that_does_nothing_is_refused(rule, error):
@@ -264,7 +271,11 @@ def loaded(path):
 
 def incoming(layout, name, ndim):
     known = stored(layout, name, ndim, False)
-    return None if known is None else (known.text.partition(", by")[0], tuple(a for a in range(ndim) if a not in known.units))
+    return (
+        None
+        if known is None
+        else (known.text.partition(", by")[0], tuple(a for a in range(ndim) if a not in known.units))
+    )
 
 
 JAX = [
@@ -351,3 +362,9 @@ def test_pytensor_is_norm_constraints_own_default(ndim):
 
     assert incoming("pytensor", "w", ndim)[1] == arguments.default_axes(ndim)
     assert incoming("pytensor", "w", 6) is None
+
+
+def test_the_guide_names_every_layout():
+    page = (Path(__file__).parent.parent / "docs" / "checkpoint.md").read_text()
+    table = page.partition("| layout |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE) == NAMES

@@ -12,7 +12,7 @@ from normball.checkpoint.statistics import Statistics
 from normball.checkpoint.tensors import FLOATS, FP8, Model, Tensor
 from normball.checkpoint.workers import Workers
 
-_ASSUMED = "torch's, (out, in, *kernel), assumed for all; --layout says otherwise"
+_ASSUMED = "torch's, (out, in, *kernel), assumed; --layout says otherwise"
 
 
 def chosen(
@@ -20,7 +20,7 @@ def chosen(
 ) -> tuple[dict[str, Choice], str]:
     """What to do with each tensor, and what was assumed for it. To read norms an assumption will do."""
     choices = choose(model.tensors, rules, layout or ASSUMED, max_norm)
-    return choices, "" if layout else _ASSUMED
+    return choices, _ASSUMED if any(choice.assumed for choice in choices.values()) else ""
 
 
 def check(model: Model, choices: Mapping[str, Choice], assumed: str, workers: Workers) -> Report:

@@ -17,24 +17,27 @@ _TROUBLE = 2  # bad input or usage
 _PIPE, _INTERRUPTED = 141, 130  # as a shell says it of a process that SIGPIPE or SIGINT ended
 _TOP = 20  # rows of a table
 
-_RULES = """rules:
-  --rule 'GLOB: axes=in limit=2.5'   for tensors whose names fit; the first rule that fits one counts
-  --rule 'GLOB: skip'                left alone
-  axes    in: over one unit's incoming weights, as the layout says; out: over its outgoing ones;
-          all: the whole tensor is one group; or numbers, as 0,2
-  limit   in place of --max-norm
-  layout  in place of --layout
-  --rules FILE.toml has tables [[rule]] with match = 'GLOB' and the same keys; rules of --rule come first
+_RULES = """rules, of which the first that fits a name counts:
+  --rule 'GLOB: axes=in limit=2.5'   for the tensors whose names fit the glob
+  --rule 'GLOB: skip'                these are left alone
+    axes    in: over one unit's incoming weights, as the layout says; out: over its
+            outgoing ones; all: the whole tensor is one group; or numbers, as 0,2
+    limit   in place of --max-norm
+    layout  in place of --layout
+  --rules FILE.toml   tables [[rule]] with match = 'GLOB' and the same keys, after those of --rule
 
 layouts:
-  torch             (out, in, *kernel): Linear, Conv, attention, recurrent layers, and Embedding (row, dim)
+  torch             (out, in, *kernel): Linear, Conv, attention, recurrent; Embedding (row, dim)
   torch-transposed  (in, out, *kernel): ConvTranspose, for a rule about these
   gpt2              (in, out): the Conv1D of GPT-2; its embeddings (row, dim)
   keras             (*kernel, in, out), by the names of Keras' weights
   jax               (*kernel, in, out), by the names of flax, haiku and equinox
-  pytensor          (in, out) and (out, in, *kernel): norm_constraint's own, of PyMC and Lasagne
+  pytensor          (in, out) and (out, in, *kernel): norm_constraint's own, PyMC's, Lasagne's
 
-exit codes: 0, 1 (check --fail-on-violation: there are violations; diff: the models differ), 2 (bad input or usage)
+exit codes:
+  0  all is well
+  1  check --fail-on-violation: a norm is over its limit, or not finite; diff: the models differ
+  2  bad input or usage
 """
 
 
@@ -259,10 +262,11 @@ def _diff(options: argparse.Namespace) -> int:
 
     rules, names = _read_choosing(options)[0], (options.first, options.second)
     with open_model(names[:1]) as first, open_model(names[1:]) as second:
-        choices, _ = chosen(first, rules, options.layout, None)
+        choices, assumed = chosen(first, rules, options.layout, None)
         total = sum(tensor.nbytes for tensor in first.tensors)
         with progress(total, "comparing") as advance, Workers(_jobs(options)) as workers:
             found = diff.diff(first, second, names, choices, workers, advance)
+    found.assumed = assumed
     if options.json:
         print(diff.to_json(found))
     else:

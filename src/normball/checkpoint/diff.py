@@ -53,6 +53,7 @@ class Difference:
     only: dict[str, list[str]] = field(default_factory=dict)  # model -> names that it alone has
     forms: list[tuple[str, str, str]] = field(default_factory=list)  # a tensor, its dtype and shape in both
     same: int = 0
+    assumed: str = ""  # what was assumed of the layout
 
     def __bool__(self) -> bool:
         return bool(self.changes or self.without_groups or self.forms or any(self.only.values()))
@@ -145,6 +146,7 @@ def show(result: Difference, top: int | None, out: TextIO) -> None:
     lines += [f"differs, {printable(why)}: {printable(name)}" for name, why in result.without_groups]
     lines += [f"of another form: {printable(name)}: {printable(f'{a} -> {b}')}" for name, a, b in result.forms]
     lines += [f"only in {printable(model)}: {some(names)}" for model, names in result.only.items() if names]
+    lines += [f"layout: {result.assumed}"] if result.assumed and rows else []
     groups = sum(change.changed for change in rows)
     lines.append(
         f"{len(rows) + len(result.without_groups):,} tensors differ, {groups:,} of their groups; "
@@ -153,7 +155,7 @@ def show(result: Difference, top: int | None, out: TextIO) -> None:
     print(*lines, sep="\n", file=out)
 
 
-_HEADER = ("name", "shape", "axes", "groups changed", "max before", "max after", "norm after / before")
+_HEADER = ("name", "shape", "axes", "why", "groups changed", "max before", "max after", "norm after / before")
 
 
 def _cells(change: Change) -> tuple[str, ...]:
@@ -161,6 +163,7 @@ def _cells(change: Change) -> tuple[str, ...]:
         printable(change.tensor.name),
         "x".join(map(str, change.tensor.shape)),
         ",".join(map(str, change.choice.axes or ())),
+        printable(change.choice.why),
         f"{change.changed} of {change.groups}",
         number(change.before),
         number(change.after),
@@ -173,6 +176,7 @@ def to_json(result: Difference) -> str:
     content: dict[str, Any] = {
         "differ": bool(result),
         "same": result.same,
+        "assumed": result.assumed or None,
         "changes": [
             {
                 "name": change.tensor.name,

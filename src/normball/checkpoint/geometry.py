@@ -8,6 +8,7 @@ from normball.checkpoint.report import Report, Row, number, totals
 from normball.checkpoint.statistics import Statistics
 
 WITHIN, OVER = "#0072b2", "#d55e00"  # told apart whatever colours the reader sees (Okabe and Ito)
+_SEEN = 0.004  # of the width
 _WIDEST = 1e6  # norms that are this many times smaller than the largest are drawn at the edge
 
 
@@ -24,6 +25,12 @@ class Scale(NamedTuple):
             return math.log(norm / self.low) / math.log(self.high / self.low)
         return min(max((norm - self.low) / (self.high - self.low), 0.0), 1.0)
 
+    def width(self, low: float, high: float) -> float:
+        """How wide a bin is, whole; one at zero counts as if it could be seen."""
+        if self.logarithmic:
+            return max(self(high) - self(low), _SEEN)
+        return max((high - low) / (self.high - self.low), _SEEN)
+
     def ticks(self) -> list[float]:
         """Round norms within."""
         if self.logarithmic:
@@ -33,7 +40,8 @@ class Scale(NamedTuple):
             ticks = [tick for tick in every if self.low <= tick <= self.high]
             return ticks[:: max(1, len(ticks) // 6)]
         step = 10.0 ** math.floor(math.log10(self.high))
-        step = next(step * part for part in (0.1, 0.2, 0.25, 0.5, 1, 2) if self.high / (step * part) <= 7)
+        round_steps = (step * part for part in (0.1, 0.2, 0.25, 0.5, 1, 2))
+        step = next((step for step in round_steps if step and self.high / step <= 7), self.high)
         return [step * place for place in range(math.floor(self.high / step) + 1)]
 
 
@@ -42,8 +50,10 @@ def scale_of(rows: Sequence[Row]) -> Scale:
     limits = [row.choice.limit for row in rows if row.choice.limit is not None and math.isfinite(row.choice.limit)]
     largest = [value for row in rows if math.isfinite(value := row.statistics.maximum)]
     high = max([*limits, *largest, 0.0]) or 1.0
-    lows = [bar.low for row in rows for bar in bars(row) if bar.low > high / _WIDEST]
-    low = min([*lows, *(limit for limit in limits if limit > 0), high])
+    bins = [
+        max(Statistics.edges(place)[0], row.statistics.minimum) for row in rows for place in row.statistics.histogram
+    ]
+    low = min(norm for norm in (*bins, *limits, high) if norm > high / _WIDEST)
     if high / low > 20:
         return Scale(low / 1.1, high * 1.1, True)
     return Scale(0.0, high * 1.05, False)
@@ -58,14 +68,18 @@ class Bar(NamedTuple):
     over: bool
 
 
-def bars(row: Row) -> list[Bar]:
-    """A row's histogram, cut at its limit and at its extremes. Roots, so that a few norms among many are seen."""
+def bars(row: Row, scale: Scale) -> list[Bar]:
+    """A row's histogram, cut at its limit and at its extremes.
+
+    Heights are roots of how dense the norms are, so that a few among many are seen.
+    """
     found, limit = row.statistics, math.inf if row.choice.limit is None else row.choice.limit
-    densest = max(found.histogram.values(), default=1)
+    densities = {place: count / scale.width(*Statistics.edges(place)) for place, count in found.histogram.items()}
+    densest = max(densities.values(), default=1.0)
     parts = []
-    for place, count in sorted(found.histogram.items()):
+    for place, density in sorted(densities.items()):
         low, high = Statistics.edges(place)
-        low, high, height = max(low, found.minimum), min(high, found.maximum), max(0.2, math.sqrt(count / densest))
+        low, high, height = max(low, found.minimum), min(high, found.maximum), max(0.2, math.sqrt(density / densest))
         if low <= limit < high:
             parts += [Bar(low, limit, height, False), Bar(limit, high, height, True)]
         else:

@@ -17,7 +17,7 @@ th {{ position: sticky; top: 0; background: Canvas; text-align: left; cursor: po
 th, td {{ padding: .15rem .5rem; border-bottom: 1px solid color-mix(in srgb, CanvasText 15%, Canvas); }}
 th, td {{ white-space: nowrap; }} td.n {{ text-align: right; }} td.name {{ font-family: ui-monospace, monospace; }}
 th[aria-sort=ascending]::after {{ content: " \\25B2"; }} th[aria-sort=descending]::after {{ content: " \\25BC"; }}
-svg {{ display: block; }} svg text {{ font-size: 10px; fill: CanvasText; }}
+svg {{ display: block; }} rect {{ shape-rendering: crispEdges; }} svg text {{ font-size: 10px; fill: CanvasText; }}
 .w {{ fill: var(--within); }} .o {{ fill: var(--over); }} .l {{ stroke: CanvasText; stroke-width: 1.5; }}
 .m {{ fill: Canvas; stroke: CanvasText; }} summary {{ cursor: pointer; }}
 """
@@ -44,7 +44,7 @@ _WIDTH, _HEIGHT = 320, 22  # pixels of a row's drawing
 def page(report: Report, title: str) -> str:
     """The file's content."""
     scale = scale_of(report.rows)
-    columns = useful(report.rows)
+    columns = sorted(useful(report.rows), key=lambda column: column.value is None)  # numbers beside the drawing
     heads = [_head("no.", True, ""), _head("name", False, ""), _head("norms", True, _axis(scale))]
     heads += [_head(column.title, column.value is not None, "") for column in columns]
     body = "\n".join(_row(place, row, columns, scale) for place, row in enumerate(report.rows))
@@ -61,7 +61,7 @@ def page(report: Report, title: str) -> str:
 <table><thead><tr>{"".join(heads)}</tr></thead><tbody>
 {body}
 </tbody></table>
-<p>Line: limit. Dot: median. Heights are square roots of how many groups have such a norm.
+<p>Line: limit. Dot: median. Heights are square roots of how many groups have such norms.
 <span class=bad>Over the limit.</span> A click on a heading sorts.</p>{assumed}{notes}{left_out}
 <script>{_SCRIPT}</script></body></html>
 """
@@ -102,7 +102,7 @@ def _key(value: float) -> str:
 def _drawing(row: Row, scale: Scale) -> str:
     """A row's histogram, growing from its middle."""
     parts = []
-    for bar in bars(row):
+    for bar in bars(row, scale):
         left, height = scale(bar.low) * _WIDTH, bar.height * (_HEIGHT - 2)
         width = max(scale(bar.high) * _WIDTH - left, 1.5)
         kind, top = "o" if bar.over else "w", (_HEIGHT - height) / 2

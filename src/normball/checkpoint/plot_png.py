@@ -16,14 +16,14 @@ from normball.checkpoint.report import Report, Row, shorten
 
 _DRAWN = 400  # rows; the worst of more
 _NAME = 46  # characters of a name beside its row
-_MANY = 60  # rows, beyond which they are set closer
+_FEW, _MANY = 13, 60  # rows, which are set wider, and closer
 _TOP, _BOTTOM, _WIDTH = 0.85, 0.65, 14.0  # inches around the rows, and across
 
 
 def picture(report: Report, title: str) -> bytes:
     """The file's content."""
     rows = _drawn(report)
-    pitch, places = 0.26 if len(rows) <= _MANY else 0.17, max(len(rows), 2)  # inches a row
+    pitch, places = 0.4 if len(rows) < _FEW else 0.26 if len(rows) <= _MANY else 0.17, max(len(rows), 2)  # inches a row
     height = _TOP + _BOTTOM + pitch * places
     figure = Figure(figsize=(_WIDTH, height), dpi=100)
     panel = figure.add_axes((0.28, _BOTTOM / height, 0.5, 1 - (_TOP + _BOTTOM) / height))
@@ -59,7 +59,7 @@ def _distributions(panel: Axes, rows: Sequence[Row], scale: Scale) -> None:
     shapes: dict[bool, list] = {False: [], True: []}
     limits, medians = [], []
     for place, row in enumerate(rows):
-        for bar in bars(row):
+        for bar in bars(row, scale):
             left, half = scale(bar.low), 0.42 * bar.height
             right, low, high = max(scale(bar.high), left + 0.003), place - half, place + half
             shapes[bar.over].append([(left, low), (right, low), (right, high), (left, high)])

@@ -139,8 +139,14 @@ def shorten(names: Sequence[str], width: int) -> list[str]:
     """Names in at most so many columns of a terminal: what is too much goes from the middle, where that tells least."""
     if all(_width(name) <= width for name in names):
         return list(names)
-    cuts = [[_cut(name, width, head) for name in names] for head in range(width // 3, width - width // 3)]
-    return max(cuts, key=lambda cut: len(set(cut)))
+    best: list[str] = []
+    for head in sorted(range(1, width - 1), key=lambda head: abs(head - width // 3)):
+        cut = [_cut(name, width, head) for name in names]
+        if len(set(cut)) > len(set(best)):
+            best = cut
+        if len(set(best)) == len(set(names)):
+            break
+    return best
 
 
 def _cut(name: str, width: int, head: int) -> str:
@@ -297,7 +303,7 @@ def to_csv(report: Report, top: int | None) -> str:
     writer.writeheader()
     for row in report.worst_first[: top or None]:
         values = record(row)
-        values |= {"name": printable(values["name"]), "why": printable(values["why"])}
+        values |= {key: printable(values[key]) for key in ("name", "dtype", "why")}
         values |= {key: " ".join(map(str, values[key])) for key in ("shape", "axes")}
         writer.writerow(values)
     for why, names in report.left_out.items():

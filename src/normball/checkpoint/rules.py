@@ -45,6 +45,7 @@ class Choice:
     limit: float | None
     why: str
     doubt: str = ""  # what its name may mean instead, and the remedy
+    assumed: bool = False  # by a layout that nobody named
 
 
 def read_rules(texts: Iterable[str], toml_path: str | Path | None = None) -> list[Rule]:
@@ -109,7 +110,7 @@ def _as_stored(known: Stored, layout: str, ndim: int, limit: float | None, outgo
     others = known.inputs if outgoing else known.units
     axes = tuple(axis for axis in range(ndim) if axis not in others)
     text = f"{why}{'torch' if layout == ASSUMED else layout} {known.text}{', outgoing' if outgoing else ''}"
-    return Choice(axes, limit, text, known.doubt)
+    return Choice(axes, limit, text, known.doubt, layout == ASSUMED)
 
 
 def _read_axes(tensor: Tensor, rule: Rule) -> tuple[int, ...]:
