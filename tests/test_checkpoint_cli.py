@@ -414,7 +414,8 @@ def test_a_norm_over_its_limit_looks_so(limit, steps):
 @pytest.mark.parametrize("count", [1, 5, 200])
 def test_bars_are_where_the_norms_are(count):
     rng = np.random.default_rng(count)
-    rows = [a_row(str(place), np.exp(rng.normal(0, 1, count)), limit=2.0) for place in range(5)]
+    rows = [a_row(str(place), np.exp(rng.normal(0, 1, count)), limit=2.1) for place in range(5)]
+    rows.append(a_row("one of many", np.append(np.linspace(1, 1.2, 9999), 9), limit=1.13))
     scale = scale_of(rows)
     for row in rows:
         drawn = bars(row, scale)
@@ -424,6 +425,7 @@ def test_bars_are_where_the_norms_are(count):
         assert places == sorted(places)
         assert all(0 <= place <= 1 for place in places)
         assert all(0.2 <= bar.height <= 1 for bar in drawn)
+        assert not any(bar.low < row.choice.limit < bar.high for bar in drawn)
     assert 2 <= len([tick for tick in scale.ticks() if 0 <= scale(tick) <= 1]) <= 8
 
 
