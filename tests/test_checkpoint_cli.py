@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normball.checkpoint import cli, report
+from normball.checkpoint.errors import CheckpointError
 from normball.checkpoint.geometry import bars, scale_of
 from normball.checkpoint.report import Report, Row, number, shorten
 from normball.checkpoint.rules import Choice
@@ -189,6 +190,18 @@ def test_errors_are_one_line(model, capsys, monkeypatch, arguments, message):
     assert line.startswith(message) or message == "no.safetensors" in line
     assert model.read_bytes() == before
     assert sorted(path.name for path in model.parent.iterdir()) == [model.name]
+
+
+HOSTILE_ERRORS = [CheckpointError("a\nb\x1b"), OSError("a\nb\x1b"), OSError(5, "a\nb\x1b", "\x1b")]
+
+
+@pytest.mark.parametrize("error", HOSTILE_ERRORS, ids=repr)
+def test_errors_are_one_line_whatever_they_say(capsys, monkeypatch, error):
+    def raising(options):
+        raise error
+
+    monkeypatch.setattr(cli, "_check", raising)
+    assert "a\\nb\\x1b" in error_line(*run(capsys, "check", "M"))
 
 
 @pytest.mark.parametrize(
