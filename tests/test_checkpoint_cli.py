@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normball.checkpoint import cli, report
+from normball.checkpoint.errors import CheckpointError
 from normball.checkpoint.geometry import bars, scale_of
 from normball.checkpoint.report import Report, Row, number, shorten
 from normball.checkpoint.rules import Choice
@@ -189,6 +190,18 @@ def test_errors_are_one_line(model, capsys, monkeypatch, arguments, message):
     assert line.startswith(message) or message == "no.safetensors" in line
     assert model.read_bytes() == before
     assert sorted(path.name for path in model.parent.iterdir()) == [model.name]
+
+
+HOSTILE_ERRORS = [CheckpointError("a\nb\x1b"), OSError("a\nb\x1b"), OSError(5, "a\nb\x1b", "\x1b")]
+
+
+@pytest.mark.parametrize("error", HOSTILE_ERRORS, ids=repr)
+def test_errors_are_one_line_whatever_they_say(capsys, monkeypatch, error):
+    def raising(options):
+        raise error
+
+    monkeypatch.setattr(cli, "_check", raising)
+    assert "a\\nb\\x1b" in error_line(*run(capsys, "check", "M"))
 
 
 @pytest.mark.parametrize(
@@ -414,7 +427,8 @@ def test_a_norm_over_its_limit_looks_so(limit, steps):
 @pytest.mark.parametrize("count", [1, 5, 200])
 def test_bars_are_where_the_norms_are(count):
     rng = np.random.default_rng(count)
-    rows = [a_row(str(place), np.exp(rng.normal(0, 1, count)), limit=2.0) for place in range(5)]
+    rows = [a_row(str(place), np.exp(rng.normal(0, 1, count)), limit=2.1) for place in range(5)]
+    rows.append(a_row("one of many", np.append(np.linspace(1, 1.2, 9999), 9), limit=1.13))
     scale = scale_of(rows)
     for row in rows:
         drawn = bars(row, scale)
@@ -424,6 +438,7 @@ def test_bars_are_where_the_norms_are(count):
         assert places == sorted(places)
         assert all(0 <= place <= 1 for place in places)
         assert all(0.2 <= bar.height <= 1 for bar in drawn)
+        assert not any(bar.low < row.choice.limit < bar.high for bar in drawn)
     assert 2 <= len([tick for tick in scale.ticks() if 0 <= scale(tick) <= 1]) <= 8
 
 

@@ -99,7 +99,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _end(message: str, code: int) -> int:
-    print("normball:", " ".join(message.split("\n")), file=sys.stderr)
+    print("normball:", printable(message), file=sys.stderr)  # as the names in it are already; so it is one line
     return code
 
 
