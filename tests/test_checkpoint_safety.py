@@ -40,7 +40,8 @@ class Fork:
     """The command line in a process of its own for each run, a few milliseconds each."""
 
     def __init__(self, library: Path | None) -> None:
-        environment = {**os.environ, "LD_PRELOAD": str(library)} if library else dict(os.environ)
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # a process with threads is not to be forked
+        environment |= {"LD_PRELOAD": str(library)} if library else {}
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "checkpoint_forks.py")],
             stdin=subprocess.PIPE,
@@ -770,6 +771,38 @@ def test_other_things_in_a_partial_folder_of_ours(fork, room):
     (job.partial / "notes").write_text("mine")
     refused(job, "is in the way and left alone, as it holds 'notes'; move it")
     refused(job, "holds 'notes'", argv=[*job.argv, "--no-resume"])
+
+
+@needs_faults
+def test_a_link_in_a_partial_folder_of_ours(fork, room):
+    """Nothing is written or removed where it leads to."""
+    job = Job(fork, room, "folder")
+    interrupted(job)
+    elsewhere = room / "elsewhere"
+    (job.partial / "result").rename(elsewhere)
+    (job.partial / "result").symlink_to(elsewhere)
+    before = tree(elsewhere)
+    refused(job, "holds 'result' that is no folder")
+    refused(job, "holds 'result' that is no folder", argv=[*job.argv, "--no-resume"])
+    assert tree(elsewhere) == before
+
+
+def test_several_files_make_a_folder(fork, room):
+    job = Job(fork, room, "file")
+    inner = job.source / "inner"
+    inner.mkdir()
+    names = [
+        write_safetensors(path, tensors(8, seed))
+        for seed, path in enumerate((inner / "a.safetensors", job.source / "b.safetensors"), 5)
+    ]
+    job.before = tree(job.source)
+    rest = to(job, job.place / "made")[2:]
+    refused(
+        job, "can't hold two files named 'a.safetensors'; rename one", argv=["constrain", job.model, names[0], *rest]
+    )
+    refused(job, "is what is read, or its folder", argv=["constrain", *names, *to(job, job.source)[2:]])
+    assert fork.run(["constrain", *names, *rest, "--verify"], watch=str(job.place))["code"] == 0
+    assert {path.name for path in (job.place / "made").iterdir()} == {"a.safetensors", "b.safetensors"}
 
 
 def test_two_at_once(fork, room):
