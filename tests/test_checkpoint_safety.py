@@ -40,7 +40,8 @@ class Fork:
     """The command line in a process of its own for each run, a few milliseconds each."""
 
     def __init__(self, library: Path | None) -> None:
-        environment = {**os.environ, "LD_PRELOAD": str(library)} if library else dict(os.environ)
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # a process with threads is not to be forked
+        environment |= {"LD_PRELOAD": str(library)} if library else {}
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "checkpoint_forks.py")],
             stdin=subprocess.PIPE,
@@ -441,6 +442,20 @@ def test_asked_to_stop(fork, room, kind, number, code):
             assert job.completed() == []
 
 
+@needs_faults
+def test_what_was_finished_before_the_stop_is_kept(fork, room):
+    """Though it was not time yet to put it on the disk."""
+    job = Job(fork, room, "file")
+    whole = job.run()
+    job.reset()
+    ended = job.run(
+        fault=("write", whole["counts"]["write"] // 2 + 2, "signal", signal.SIGINT, False), sync_every=1 << 30
+    )
+    assert (ended["code"], tree(job.out) == job.old) == (130, True)
+    assert job.run()["written"] < whole["written"] * 0.8
+    assert tree(job.out) == job.new
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_asked_to_stop_for_real(room, number, code):
     """The command itself, from a process that sees it at work."""
@@ -749,6 +764,47 @@ def test_a_system_that_cannot_swap_folders(fork, room):
     assert Job(fork, room / "more", "file").run(**{"no swap": True})["code"] == 0
 
 
+@needs_faults
+def test_other_things_in_a_partial_folder_of_ours(fork, room):
+    job = Job(fork, room, "file")
+    interrupted(job)
+    (job.partial / "notes").write_text("mine")
+    refused(job, "is in the way and left alone, as it holds 'notes'; move it")
+    refused(job, "holds 'notes'", argv=[*job.argv, "--no-resume"])
+
+
+@needs_faults
+def test_a_link_in_a_partial_folder_of_ours(fork, room):
+    """Nothing is written or removed where it leads to."""
+    job = Job(fork, room, "folder")
+    interrupted(job)
+    elsewhere = room / "elsewhere"
+    (job.partial / "result").rename(elsewhere)
+    (job.partial / "result").symlink_to(elsewhere)
+    before = tree(elsewhere)
+    refused(job, "holds 'result' that is no folder")
+    refused(job, "holds 'result' that is no folder", argv=[*job.argv, "--no-resume"])
+    assert tree(elsewhere) == before
+
+
+def test_several_files_make_a_folder(fork, room):
+    job = Job(fork, room, "file")
+    inner = job.source / "inner"
+    inner.mkdir()
+    names = [
+        write_safetensors(path, tensors(8, seed))
+        for seed, path in enumerate((inner / "a.safetensors", job.source / "b.safetensors"), 5)
+    ]
+    job.before = tree(job.source)
+    rest = to(job, job.place / "made")[2:]
+    refused(
+        job, "can't hold two files named 'a.safetensors'; rename one", argv=["constrain", job.model, names[0], *rest]
+    )
+    refused(job, "is what is read, or its folder", argv=["constrain", *names, *to(job, job.source)[2:]])
+    assert fork.run(["constrain", *names, *rest, "--verify"], watch=str(job.place))["code"] == 0
+    assert {path.name for path in (job.place / "made").iterdir()} == {"a.safetensors", "b.safetensors"}
+
+
 def test_two_at_once(fork, room):
     """The second is refused, the first not disturbed."""
     job = Job(fork, room, "file")
@@ -856,16 +912,32 @@ def unordered(calls: list[tuple[str, str, str]], out: str) -> list[str]:
     return found + ([] if settled else ["the rename may be lost"])
 
 
-def calls_of(job: Job, log: Path) -> list[tuple[str, str, str]]:
-    assert job.run(log=str(log), sync_every=1)["code"] == 0
+def calls_of(job: Job, log: Path, sync_every: int = 1) -> list[tuple[str, str, str]]:
+    assert job.run(log=str(log), sync_every=sync_every)["code"] == 0
     return [tuple(line.split("\t")) for line in log.read_text().split("\n")[:-1]]
 
 
 @needs_faults
 @every_kind
-def test_order_of_syncs(fork, room, kind):
+@pytest.mark.parametrize("sync_every", [1, 1 << 30])
+def test_order_of_syncs(fork, room, kind, sync_every):
     job = Job(fork, room, kind)
-    assert unordered(calls_of(job, room / "log"), str(job.out)) == []
+    assert unordered(calls_of(job, room / "log", sync_every), str(job.out)) == []
+
+
+@needs_faults
+def test_a_failed_sync_is_not_tried_again(fork, room):
+    """The second would succeed, as the system has given up the bytes that it could not write."""
+    job = Job(fork, room, "file")
+    log, journal = room / "log", f"{job.partial}/journal"
+    for n in range(1, job.run(sync_every=1)["counts"]["sync"] + 1):
+        job.reset()
+        assert job.run(log=str(log), sync_every=1, fault=("sync", n, "fail", errno.EIO, False))["code"] == 2
+        calls = [line.split("\t")[:2] for line in log.read_text().split("\n")[:-1]]
+        failed = [at for at, (call, _) in enumerate(calls) if "sync" in call][n - 1]
+        assert ["write", journal] not in calls[failed:], n
+        if calls[failed][1].startswith(f"{job.partial}/result/"):
+            assert not [call for call in calls[failed + 1 :] if "sync" in call[0]], n
 
 
 @needs_faults

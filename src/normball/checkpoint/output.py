@@ -95,6 +95,9 @@ class Output:
             raise foreign(self.partial, f"holds {printable(min(names - _NAMES))!r}")
         if names and "journal" not in names:
             raise foreign(self.partial, "has no journal of normball's")
+        for name in names - {"journal"}:  # nothing is written, or removed, through a link
+            if not stat.S_ISDIR(os.lstat(self.partial / name).st_mode):
+                raise foreign(self.partial, f"holds {name!r} that is no folder")
         self._lock(new=False)
         if not self._journal.lines and len(names) > 1:
             raise foreign(self.partial, "has an empty journal")
