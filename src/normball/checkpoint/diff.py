@@ -116,7 +116,7 @@ def _compare(tensor: Tensor, other: Tensor, choice: Choice, workers: Workers) ->
     old, new = stream.view(tensor, choice.axes), stream.view(other, choice.axes)
     change = Change(tensor, choice)
     changed = (_changed(old, new, region, workers) for region in old.regions())
-    norms = (stream._norms(seen, None, workers) for seen in (old, new))
+    norms = (stream.norms_of(seen, None, workers) for seen in (old, new))
     for parts in zip(changed, *norms, strict=True):
         change.add(*parts)
     return change
@@ -124,7 +124,7 @@ def _compare(tensor: Tensor, other: Tensor, choice: Choice, workers: Workers) ->
 
 def _changed(old: stream.View, new: stream.View, region: Region, workers: Workers) -> np.ndarray:
     """Which groups of a region differ in any byte."""
-    found = np.zeros(stream._groups(region, old.axes), bool)
+    found = np.zeros(stream.groups_of(region, old.axes), bool)
 
     def differ(piece: Piece) -> tuple[Piece, np.ndarray]:
         first, second = old.read(piece, workers, "old"), new.read(piece, workers, "new")

@@ -4,7 +4,7 @@ import numpy as np
 
 KEPT = 2**20  # norms that are kept for exact quantiles; beyond that they are read off a histogram
 FINE = 42  # bits of a float64 that the fine histogram drops: its bins are 0.1 % wide
-COARSE = 50  # and the one for pictures: four bins an octave
+COARSE = 48  # and the one for pictures: 16 bins an octave
 
 
 class Statistics:

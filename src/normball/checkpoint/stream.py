@@ -80,8 +80,31 @@ def measure(
 ) -> None:
     """Add the norms of a tensor's groups, times a companion's scale; they compare with the limit exactly."""
     bound = None if limit is None else limit / scale if scale else np.inf
-    for norms in _norms(view(tensor, axes), bound, workers):
+    for norms in norms_of(view(tensor, axes), bound, workers):
         statistics.add(norms * scale if scale != 1 else norms, limit)
+
+
+def norms_of(seen: View, limit: float | None, workers: Workers) -> Iterator[np.ndarray]:
+    """The norms of every region, in order."""
+
+    def whole_region(region: Region) -> np.ndarray:
+        (piece,) = region.pieces
+        array = seen.read(piece, workers)
+        workers.progress(array.size * seen.dtype.itemsize)
+        return kernels.norms(array, seen.axes, 2, limit, 1)
+
+    for whole, run in _runs(seen.regions()):
+        if whole:
+            yield from workers.map(whole_region, run)
+            continue
+        for region in run:
+            settled = _sums(seen, region, workers, workers.progress)
+            yield settled.settle(limit, _decide(seen, region, limit, workers))
+
+
+def groups_of(region: Region, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a region's norms."""
+    return tuple(1 if axis in axes else stop - start for axis, (start, stop) in enumerate(region.ranges))
 
 
 def constrain(
@@ -166,27 +189,9 @@ def verify(before: Tensor, after: Tensor, axes: tuple[int, ...] | None, limit: f
             )
 
 
-def _norms(seen: View, limit: float | None, workers: Workers) -> Iterator[np.ndarray]:
-    """The norms of every region, in order."""
-
-    def whole_region(region: Region) -> np.ndarray:
-        (piece,) = region.pieces
-        array = seen.read(piece, workers)
-        workers.progress(array.size * seen.dtype.itemsize)
-        return kernels.norms(array, seen.axes, 2, limit, 1)
-
-    for whole, run in _runs(seen.regions()):
-        if whole:
-            yield from workers.map(whole_region, run)
-            continue
-        for region in run:
-            settled = _sums(seen, region, workers, workers.progress)
-            yield settled.settle(limit, _decide(seen, region, limit, workers))
-
-
 def _sums(seen: View, region: Region, workers: Workers, progress: Callable[[int], None] = lambda nbytes: None) -> Any:
     """The sums of a region's groups, all its pieces merged in their order."""
-    merged = sums.of(seen.dtype, _groups(region, seen.axes))
+    merged = sums.of(seen.dtype, groups_of(region, seen.axes))
 
     def summarise(piece: Piece) -> tuple[Piece, Any]:
         array = seen.read(piece, workers)
@@ -220,7 +225,7 @@ def _decide(seen: View, region: Region, limit: float | None, workers: Workers) -
 
 def _verify_region(old: View, new: View, region: Region, limit: float, workers: Workers) -> bool:
     """A region of several pieces: whose groups are over is summed in integers, piece by piece."""
-    every = np.ones(_groups(region, old.axes), bool)
+    every = np.ones(groups_of(region, old.axes), bool)
     over = _decide(old, region, limit, workers)(every).reshape(every.shape)
     if _decide(new, region, limit, workers)(every).any():
         return False
@@ -247,11 +252,6 @@ def _verify_copy(before: Tensor, after: Tensor, workers: Workers) -> None:
 def _runs(every: Iterator[Region]) -> Iterator[tuple[bool, Iterator[Region]]]:
     """Regions that follow each other and are one piece each, or not: the former go to the threads side by side."""
     return groupby(every, lambda region: len(region.pieces) == 1)
-
-
-def _groups(region: Region, axes: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a region's norms."""
-    return tuple(1 if axis in axes else stop - start for axis, (start, stop) in enumerate(region.ranges))
 
 
 def _rows(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
