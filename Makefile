@@ -52,9 +52,9 @@ ladder: $(VENV)/.bench  ## how the kernels became fast: each step from the plain
 docs: $(VENV)/.docs  ## the documentation as a site, in site/
 	$(BIN)/mkdocs build --strict
 
-dist: $(VENV)/.dist  ## sdist and wheel in dist/, looked at, installed and used with each light extra alone; DIST=--all
+dist: $(VENV)/.check  ## sdist and wheel in dist/, looked at, installed and used with each light extra alone; DIST=--all
 	@rm -rf dist
-	LDFLAGS="$$LDFLAGS -s" $(BIN)/python -m build
+	LDFLAGS="$$LDFLAGS -s" $(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
 	$(BIN)/python tests/dist.py dist $(DIST)

@@ -43,7 +43,7 @@ USES = {
     "keras": "import keras",  # computes with PyTorch, JAX or TensorFlow, which the extra leaves to its user
 }
 LIGHT = ["bfloat16", "array-api", "cli", "dask", "xarray"]
-DEVELOPERS = {"demo", "test", "bench", "check", "docs", "dist"}
+DEVELOPERS = {"demo", "test", "bench", "check", "docs"}
 
 
 def strangers_in_wheel(names):
@@ -57,13 +57,14 @@ def strangers_in_wheel(names):
 def missing_from_wheel(names):
     """Files of the package that did not come along."""
     package = ROOT / "src"
-    files = {str(path.relative_to(package).as_posix()) for end in ("py", "pyi") for path in package.rglob(f"*.{end}")}
+    files = {path.relative_to(package).as_posix() for end in ("py", "pyi") for path in package.rglob(f"*.{end}")}
     return (files | DATA) - set(names)
 
 
 def missing_from_sdist(names):
     """Files that `make test` and a build need; all of the tests among them."""
-    tests = {str(path.relative_to(ROOT).as_posix()) for path in (ROOT / "tests").rglob("*.[cptim][nyxi]*")}
+    files = (path for path in (ROOT / "tests").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    tests = {path.relative_to(ROOT).as_posix() for path in files}
     return (SDIST | tests) - {name.partition("/")[2] for name in names}
 
 
