@@ -40,7 +40,8 @@ USES = {
     "lightning": "import normball.lightning",
     "transformers": "import normball.transformers",
     "skorch": "import normball.skorch",
-    "keras": "import keras",  # computes with PyTorch, JAX or TensorFlow, which the extra leaves to its user
+    # Computes with PyTorch, JAX or TensorFlow, which the extra leaves to its user; it cannot be imported without.
+    "keras": "import importlib.util; assert importlib.util.find_spec('keras')",
 }
 LIGHT = ["bfloat16", "array-api", "cli", "dask", "xarray"]
 DEVELOPERS = {"demo", "test", "bench", "check", "docs"}
