@@ -1,6 +1,7 @@
 """What was built, looked at and tried: `python tests/dist.py dist [extra...]`, or `--all`; by default light extras.
 
 Looks into the sdist and the wheel, then installs the wheel without extras, then with each extra alone, and uses it.
+`--all` fetches gigabytes, of CUDA above all; `PIP_CONSTRAINT`, pip's own, may name a file with `torch==2.13.0`.
 """
 
 import shutil
