@@ -27,9 +27,11 @@ def test_missing_files():
     assert dist.missing_from_wheel(files | dist.DATA) == set()
     for missing in ("normball/py.typed", "normball/__init__.pyi", "normball/torch/clip.py"):
         assert dist.missing_from_wheel((files | dist.DATA) - {missing}) == {missing}
-    every = {
-        f"normball-0.1.0/{path.relative_to(ROOT).as_posix()}" for path in ROOT.rglob("*") if ".venv" not in path.parts
-    }
+    folders = [
+        ROOT.glob("*"),
+        *((ROOT / name).rglob("*") for name in ("src", "tests", "docs", "benchmarks", "examples")),
+    ]
+    every = {f"normball-0.1.0/{path.relative_to(ROOT).as_posix()}" for folder in folders for path in folder}
     assert dist.missing_from_sdist(every) == set()
     for missing in ("LICENSE", "tests/conftest.py", "tests/typing/mypy.ini", "tests/public_api.txt", "tests/dist.py"):
         assert dist.missing_from_sdist(every - {f"normball-0.1.0/{missing}"}) == {missing}
