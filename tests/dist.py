@@ -29,7 +29,7 @@ USES = {
     "": "assert normball.compute_norms(one(w, 1.0)).max() <= 1",
     "bfloat16": "import ml_dtypes; assert one(w.astype(ml_dtypes.bfloat16), 1.0).dtype == ml_dtypes.bfloat16",
     "array-api": "from normball.backends import array_api_portable",
-    "cli": "import normball.checkpoint",
+    "cli": "import runpy, sys; sys.argv[1:] = ['--version']; runpy.run_module('normball', run_name='__main__')",
     "dask": "import dask.array; x = dask.array.from_array(w, 1); assert type(one(x, 1.0)) is type(x)",
     "xarray": "import normball.xarray as nx, xarray; assert nx.compute_norms(xarray.DataArray(w), 'dim_0').max() <= 5",
     "pytensor": "import pytensor.tensor as pt; assert one(pt.as_tensor(w), 1.0).eval().max() <= 1; import normball.pytensor",
