@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml $(wildcard setup.py) $(wildcard src/normball/kernels/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check check-native lint bench ladder docs clean
+.PHONY: help demo test check check-native lint bench ladder docs dist clean
 
 help:  ## what can be done
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -51,6 +51,13 @@ ladder: $(VENV)/.bench  ## how the kernels became fast: each step from the plain
 
 docs: $(VENV)/.docs  ## the documentation as a site, in site/
 	$(BIN)/mkdocs build --strict
+
+dist: $(VENV)/.check  ## sdist and wheel in dist/, looked at, installed and used with each light extra alone; DIST=--all
+	@rm -rf dist
+	LDFLAGS="$$LDFLAGS -s" $(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/python tests/dist.py dist $(DIST)
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist site demo src/*.egg-info src/normball/kernels/*.so
