@@ -426,6 +426,9 @@ def test_empty(kernel):
         assert norms.shape == kept
         assert (norms == (1 if x.size else 0)).all()
     assert -0.5 <= constrained(kernel, np.array(-2.0), (), 0.5) <= -0.5 + 2**-51
+    at_the_bound = np.array(-0.5, np.float32)  # which a sum cannot decide
+    assert same_bits(constrained(kernel, at_the_bound, (), 0.5), at_the_bound)
+    assert kernel.norms(at_the_bound, (), 2, 0.5) == 0.5
 
 
 @pytest.mark.parametrize("ord", ORDERS)

@@ -169,13 +169,12 @@ def settle(
     uncertain = doubtful(norms, max_norm)
     if not uncertain.any():
         return norms
-    bound = np.broadcast_to(max_norm, norms.high.shape)
+    bound = np.broadcast_to(max_norm, norms.high.shape).reshape(-1)
     groups = [x.reshape(1, -1) for x in xs] if axes is None else [_as_rows(x, axes) for x in xs]
     above = []
-    for index in zip(*np.nonzero(uncertain), strict=True):
-        row = np.ravel_multi_index(index, uncertain.shape)
+    for row in np.flatnonzero(uncertain):
         values = [float(v) for group in groups for v in group[row]]
-        above.append(definition.norm(definition.summarise(values, ord), ord) > bound[index])
+        above.append(definition.norm(definition.summarise(values, ord), ord) > bound[row])
     return decided(norms, max_norm, uncertain, np.array(above))
 
 
@@ -188,7 +187,7 @@ def doubtful(norms: Wide, max_norm: float | np.ndarray) -> np.ndarray:
 
 def decided(norms: Wide, max_norm: float | np.ndarray, uncertain: np.ndarray, above: np.ndarray) -> Wide:
     """The same norms, the uncertain ones beside their bound: above it or on it, as `above` says of each of them."""
-    high, low = norms.high.copy(), norms.low.copy()
+    high, low = np.array(norms.high), np.array(norms.low)
     bound = np.broadcast_to(max_norm, high.shape)[uncertain]
     high[uncertain] = _shift(bound, -norms.exponent[uncertain])
     low[uncertain] = np.where(above, DOUBT * high[uncertain], 0.0)
