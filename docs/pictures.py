@@ -1,0 +1,173 @@
+"""The pictures of the pages, from the pages' own programs: `python docs/pictures.py`, or `make pictures`.
+
+Each is drawn twice, for light and dark pages, on nothing: `NAME-light.svg` and `NAME-dark.svg` in docs/pictures.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pages
+
+HERE = Path(__file__).resolve().parent
+# Okabe and Ito's colours, which colour-blind people tell apart: ours, theirs, a third.
+LIGHT = {"ink": "#333333", "ours": "#0072B2", "theirs": "#D55E00", "third": "#009E73", "ball": "#0072B21A"}
+DARK = {"ink": "#d5d7e2", "ours": "#56B4E9", "theirs": "#E69F00", "third": "#2bc499", "ball": "#56B4E926"}
+Ink = dict[str, str]
+
+
+def style(ink: Ink) -> dict[str, Any]:
+    lines = dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), ink["ink"])
+    return {
+        **lines,
+        "font.size": 11,
+        "svg.hashsalt": "normball",  # the same file each time
+        "savefig.transparent": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "lines.linewidth": 2,
+        "legend.frameon": False,
+        "figure.constrained_layout.use": True,
+    }
+
+
+# --- docs/definition.md
+
+
+def plane(axes: Any, title: str) -> None:
+    axes.set(aspect="equal", xlim=(-1.9, 1.9), ylim=(-1.9, 1.9), title=title)
+    axes.axis("off")
+
+
+def arrow(axes: Any, vector: Any, color: str, alpha: float = 1.0) -> None:
+    axes.annotate(
+        "", vector, (0, 0), arrowprops={"arrowstyle": "-|>", "color": color, "lw": 2, "shrinkA": 0, "shrinkB": 0, "alpha": alpha}
+    )
+
+
+def ball(names: dict[str, Any], ink: Ink) -> Any:
+    figure, (before, after) = plt.subplots(1, 2, figsize=(8, 4.1))
+    for axes, title, vectors in ((before, "before", names["vectors"]), (after, "after", names["after"])):
+        plane(axes, title)
+        axes.add_patch(plt.Circle((0, 0), 1, facecolor=ink["ball"], edgecolor=ink["ours"], lw=1.5))
+        for old, new in zip(names["vectors"], vectors, strict=True):
+            color = ink["ours"] if np.hypot(*old) <= 1 else ink["theirs"]
+            if (old != new).any():
+                axes.plot(*zip(new, old, strict=True), ":", color=color, lw=1.5)
+            arrow(axes, new, color)
+    before.annotate("radius c", (-0.7071, -0.7071), (-1.75, -1.45), arrowprops={"arrowstyle": "-", "color": ink["ink"]})
+    before.text(1.68, 1.3, "n > c", ha="center", color=ink["theirs"])
+    before.text(0.62, 0.38, "n ≤ c", ha="center", color=ink["ours"])
+    after.text(0.86, 0.68, "on the ball", color=ink["theirs"])
+    after.text(0.62, 0.38, "same bits", ha="center", color=ink["ours"])
+    return figure
+
+
+def orders(names: dict[str, Any], ink: Ink) -> Any:
+    figure, panels = plt.subplots(1, 3, figsize=(8, 3.1))
+    vector = names["vector"][0]
+    shapes = {1: [(1, 0), (0, 1), (-1, 0), (0, -1)], np.inf: [(1, 1), (-1, 1), (-1, -1), (1, -1)]}
+    nearest = {1: vector - (vector.sum() - 1) / 2, 2: vector / np.hypot(*vector), np.inf: np.clip(vector, -1, 1)}
+    for axes, (order, point) in zip(panels, nearest.items(), strict=True):
+        plane(axes, f"ord={order}")
+        axes.set(xlim=(-1.3, 1.8), ylim=(-1.3, 1.5))
+        look = {"facecolor": ink["ball"], "edgecolor": ink["ours"], "lw": 1.5}
+        axes.add_patch(plt.Circle((0, 0), 1, **look) if order == 2 else plt.Polygon(shapes[order], **look))
+        result = names["norm_constraint"](vector[None], 1.0, 1, 0, ord=order)[0]
+        axes.plot([0, vector[0]], [0, vector[1]], ":", color=ink["ink"], lw=1.2)
+        axes.plot(*vector, "o", color=ink["ink"])
+        if order != 2:
+            axes.plot([point[0], vector[0]], [point[1], vector[1]], ":", color=ink["theirs"], lw=1.2)
+            axes.plot(*point, "s", color=ink["theirs"], ms=7, label="nearest point")
+        axes.plot(*result, "o", color=ink["ours"], ms=7, label="norm_constraint")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    return figure
+
+
+# --- docs/exactness.md
+
+
+def decay(names: dict[str, Any], ink: Ink) -> Any:
+    figure, axes = plt.subplots(figsize=(8, 3.6))
+    for name, color in (("PyMC", ink["theirs"]), ("normball", ink["ours"])):
+        shares = names["decay"][name] / names["decay"][name][0]
+        calls = np.linspace(0, 2000, len(shares))
+        for column, start in enumerate(names["starts"]):
+            axes.plot(calls, 100 * shares[:, column], color=color, ls="-" if name == "PyMC" else "--")
+            if name == "PyMC" and start < 0.1:
+                place = 500 if start == starts_smallest(names) else 1500
+                at = int(np.searchsorted(calls, place))
+                axes.annotate(f"norm {start:g}", (calls[at], 100 * shares[at, column]), (0, -15), textcoords="offset points", color=color)
+        axes.plot([], [], color=color, ls="-" if name == "PyMC" else "--", label=name)
+    axes.set(xlabel="calls that change nothing else", ylabel="% of the norm that is left", ylim=(-3, 108), xlim=(0, 2000))
+    axes.legend(loc="lower right")
+    return figure
+
+
+def starts_smallest(names: dict[str, Any]) -> float:
+    return float(names["starts"].min())
+
+
+def excess(names: dict[str, Any], ink: Ink) -> Any:
+    figure, axes = plt.subplots(figsize=(8, 3.4))
+    unit = 2.0**-23  # of float32, relative to 1
+    bins = np.arange(-4, 2.01, 0.05)
+    for (name, values), color in zip(names["excess"].items(), (ink["theirs"], ink["ours"]), strict=True):
+        axes.hist(values / unit, bins, color=color, alpha=0.75, label=name)
+    axes.axvline(0, color=ink["ink"], lw=1.5)
+    axes.annotate("the bound", (0, 1), (5, -12), xycoords=("data", "axes fraction"), textcoords="offset points")
+    axes.set(xlabel="norm of the result, relative to the bound, in units of 2⁻²³", ylabel="vectors")
+    axes.legend(loc="upper left")
+    return figure
+
+
+def zero(names: dict[str, Any], ink: Ink) -> Any:
+    figure, axes = plt.subplots(figsize=(8, 3.2))
+    ours, theirs = names["training"]["normball"], names["training"]["PyMC"]
+    axes.plot(np.arange(1, len(ours) + 1), ours, "o-", color=ink["ours"], ms=4, label="normball")
+    axes.plot([1], theirs[:1], "X", color=ink["theirs"], ms=12, label="PyMC: NaN from the second step on")
+    assert np.isnan(theirs[1:]).all()
+    axes.set(xlabel="step", ylabel="loss", ylim=(-0.05, None))
+    axes.legend()
+    return figure
+
+
+def range_(names: dict[str, Any], ink: Ink) -> Any:
+    figure, axes = plt.subplots(figsize=(8, 3.4))
+    axes.plot(names["sizes"], names["lengths"]["normball"], "o-", color=ink["ours"], ms=8, label="normball")
+    axes.plot(names["sizes"], names["lengths"]["torch"], "X--", color=ink["theirs"], ms=7, label="torch.nn.utils.clip_grad_norm_")
+    axes.set(xscale="log", xlabel="norm of the gradient", ylabel="norm after clipping to 1")
+    axes.legend(loc="upper left", bbox_to_anchor=(0, 0.9))
+    return figure
+
+
+Drawing = Callable[[dict[str, Any], Ink], Any]
+PICTURES: dict[str, dict[str, Drawing]] = {
+    "definition.md": {"ball": ball, "orders": orders},
+    "exactness.md": {"decay": decay, "excess": excess, "zero": zero, "range": range_},
+}
+
+
+def main() -> None:
+    """Draw the pictures of all pages, or of those that are named."""
+    for page in sys.argv[1:] or PICTURES:
+        _, names = pages.run(pages.blocks((HERE / page).read_text()), page)
+        for picture, draw in PICTURES[page].items():
+            for tone, ink in (("light", LIGHT), ("dark", DARK)):
+                with plt.rc_context(style(ink)):
+                    figure = draw(names, ink)
+                    figure.savefig(HERE / "pictures" / f"{picture}-{tone}.svg", metadata={"Date": None})
+                    plt.close(figure)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main()
