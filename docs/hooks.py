@@ -56,6 +56,20 @@ def undocumented(pages: str) -> list[str]:
     return [name for name in public_names() if not any(f"{entry}.".startswith(f"{name}.") for entry in shown)]
 
 
+def section(readme: str, heading: str) -> str:
+    """What stands under a heading of the README, with its links as pages have them."""
+    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", readme, re.M | re.S)
+    if not found:
+        raise SystemExit(f"docs/index.md shows the section {heading!r} of README.md, which has none of that name")
+    return found[1].strip().replace("](docs/", "](")
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """A page may say `<!-- README: HEADING -->` to have that section, which so exists once."""
+    readme = (DOCS.parent / "README.md").read_text()
+    return re.sub(r"^<!-- README: (.*) -->$", lambda found: section(readme, found[1]), markdown, flags=re.M)
+
+
 def on_config(config: Any) -> None:
     """Before anything is built, as this is quick."""
     names = undocumented("\n".join(path.read_text() for path in DOCS.rglob("*.md")))

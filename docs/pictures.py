@@ -46,10 +46,9 @@ def plane(axes: Any, title: str) -> None:
     axes.axis("off")
 
 
-def arrow(axes: Any, vector: Any, color: str, alpha: float = 1.0) -> None:
-    axes.annotate(
-        "", vector, (0, 0), arrowprops={"arrowstyle": "-|>", "color": color, "lw": 2, "shrinkA": 0, "shrinkB": 0, "alpha": alpha}
-    )
+def arrow(axes: Any, vector: Any, color: str) -> None:
+    look = {"arrowstyle": "-|>", "color": color, "lw": 2, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", vector, (0, 0), arrowprops=look)
 
 
 def ball(names: dict[str, Any], ink: Ink) -> Any:
@@ -64,9 +63,9 @@ def ball(names: dict[str, Any], ink: Ink) -> Any:
             arrow(axes, new, color)
     before.annotate("radius c", (-0.7071, -0.7071), (-1.75, -1.45), arrowprops={"arrowstyle": "-", "color": ink["ink"]})
     before.text(1.68, 1.3, "n > c", ha="center", color=ink["theirs"])
-    before.text(0.62, 0.38, "n ≤ c", ha="center", color=ink["ours"])
-    after.text(0.86, 0.68, "on the ball", color=ink["theirs"])
-    after.text(0.62, 0.38, "same bits", ha="center", color=ink["ours"])
+    before.text(-0.42, -0.5, "n ≤ c", ha="center", color=ink["ours"])
+    after.text(1.08, 0.2, "on the ball", color=ink["theirs"])
+    after.text(-0.42, -0.5, "same bits", ha="center", color=ink["ours"])
     return figure
 
 
@@ -103,23 +102,20 @@ def decay(names: dict[str, Any], ink: Ink) -> Any:
         for column, start in enumerate(names["starts"]):
             axes.plot(calls, 100 * shares[:, column], color=color, ls="-" if name == "PyMC" else "--")
             if name == "PyMC" and start < 0.1:
-                place = 500 if start == starts_smallest(names) else 1500
-                at = int(np.searchsorted(calls, place))
-                axes.annotate(f"norm {start:g}", (calls[at], 100 * shares[at, column]), (0, -15), textcoords="offset points", color=color)
+                at = int(np.searchsorted(calls, 1500 if shares[-1, column] > 0.5 else 400))
+                offset = (0, -15) if shares[-1, column] > 0.5 else (8, 4)
+                spot = (calls[at], 100 * shares[at, column])
+                axes.annotate(f"norm {start:g}", spot, offset, textcoords="offset points", color=color)
         axes.plot([], [], color=color, ls="-" if name == "PyMC" else "--", label=name)
     axes.set(xlabel="calls that change nothing else", ylabel="% of the norm that is left", ylim=(-3, 108), xlim=(0, 2000))
     axes.legend(loc="lower right")
     return figure
 
 
-def starts_smallest(names: dict[str, Any]) -> float:
-    return float(names["starts"].min())
-
-
 def excess(names: dict[str, Any], ink: Ink) -> Any:
     figure, axes = plt.subplots(figsize=(8, 3.4))
     unit = 2.0**-23  # of float32, relative to 1
-    bins = np.arange(-4, 2.01, 0.05)
+    bins = np.arange(-2.5, 2.01, 0.05)
     for (name, values), color in zip(names["excess"].items(), (ink["theirs"], ink["ours"]), strict=True):
         axes.hist(values / unit, bins, color=color, alpha=0.75, label=name)
     axes.axvline(0, color=ink["ink"], lw=1.5)
