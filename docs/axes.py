@@ -6,7 +6,6 @@ are not installed keep their column as it is.
 
 import importlib.util
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -235,9 +234,7 @@ def drawing(name: str) -> str:
             x, y = 2 + place * cell + gap, 2 + row * cell
             if kernels:
                 third = (cell - 4) / 3
-                parts += [
-                    square(x + i * third, y + j * third, third, filled) for i in range(3) for j in range(3)
-                ]
+                parts += [square(x + i * third, y + j * third, third, filled) for i in range(3) for j in range(3)]
             else:
                 parts.append(square(x, y, cell, filled))
     width, height = columns * cell + 4 + (6 if name.startswith("groups") else 0), rows * cell + 4

@@ -35,7 +35,9 @@ class Block(NamedTuple):
 def blocks(text: str) -> list[Block]:
     """The program of a page."""
     return [
-        Block(found["code"], found["shown"], text.count("\n", 0, found.start("code")), found.span(), found.span("shown"))
+        Block(
+            found["code"], found["shown"], text.count("\n", 0, found.start("code")), found.span(), found.span("shown")
+        )
         for found in BLOCK.finditer(text)
     ]
 
@@ -156,7 +158,7 @@ def main() -> None:
         text = path.read_text()
         if missing(text):
             print(f"left out: {path.name}, as {', '.join(missing(text))} is not installed")
-        elif blocks(text) and subprocess.run([sys.executable, __file__, *["--write"][: write], str(path)]).returncode:
+        elif blocks(text) and subprocess.run([sys.executable, __file__, *["--write"][:write], str(path)]).returncode:
             failed.append(path.name)
     sys.exit(f"not as the page says: {', '.join(failed)}" if failed else 0)
 

@@ -107,7 +107,9 @@ def decay(names: dict[str, Any], ink: Ink) -> Any:
                 spot = (calls[at], 100 * shares[at, column])
                 axes.annotate(f"norm {start:g}", spot, offset, textcoords="offset points", color=color)
         axes.plot([], [], color=color, ls="-" if name == "PyMC" else "--", label=name)
-    axes.set(xlabel="calls that change nothing else", ylabel="% of the norm that is left", ylim=(-3, 108), xlim=(0, 2000))
+    axes.set(
+        xlabel="calls that change nothing else", ylabel="% of the norm that is left", ylim=(-3, 108), xlim=(0, 2000)
+    )
     axes.legend(loc="lower right")
     return figure
 
@@ -139,9 +141,75 @@ def zero(names: dict[str, Any], ink: Ink) -> Any:
 def range_(names: dict[str, Any], ink: Ink) -> Any:
     figure, axes = plt.subplots(figsize=(8, 3.4))
     axes.plot(names["sizes"], names["lengths"]["normball"], "o-", color=ink["ours"], ms=8, label="normball")
-    axes.plot(names["sizes"], names["lengths"]["torch"], "X--", color=ink["theirs"], ms=7, label="torch.nn.utils.clip_grad_norm_")
+    axes.plot(
+        names["sizes"],
+        names["lengths"]["torch"],
+        "X--",
+        color=ink["theirs"],
+        ms=7,
+        label="torch.nn.utils.clip_grad_norm_",
+    )
     axes.set(xscale="log", xlabel="norm of the gradient", ylabel="norm after clipping to 1")
     axes.legend(loc="upper left", bbox_to_anchor=(0, 0.9))
+    return figure
+
+
+# --- docs/recipes
+
+
+def dropout(names: dict[str, Any], ink: Ink) -> Any:
+    figure, panels = plt.subplots(1, 3, figsize=(8, 3), sharey=True)
+    bound = min(names["runs"])
+    for place, (axes, layer) in enumerate(zip(panels, ("first layer", "second layer", "output"), strict=True)):
+        for max_norm, (largest, _) in names["runs"].items():
+            label, color = (f"at most {bound:g}", ink["ours"]) if max_norm == bound else ("free", ink["theirs"])
+            axes.plot(np.arange(1, len(largest) + 1), [norms[place] for norms in largest], color=color, label=label)
+        axes.axhline(bound, color=ink["ink"], lw=0.8, ls=":")
+        axes.set(title=layer, xlabel="epoch", ylim=(0, None))
+    panels[0].set_ylabel("largest norm")
+    panels[0].legend()
+    return figure
+
+
+def recurrent(names: dict[str, Any], ink: Ink) -> Any:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
+    for max_norm, (losses, norms, _) in names["runs"].items():
+        label, color = (
+            ("free", ink["theirs"]) if np.isinf(max_norm) else (f"total norm at most {max_norm:g}", ink["ours"])
+        )
+        look = {"color": color, "label": label, "lw": 1.2, **({"marker": "X", "ms": 9} if np.isinf(max_norm) else {})}
+        left.plot(np.arange(1, len(losses) + 1), losses, **look)
+        right.plot(np.arange(1, len(norms) + 1), norms, **look)
+    left.set(xlabel="step", ylabel="loss", yscale="log", title="loss")
+    right.set(xlabel="step", yscale="log", title="total norm before clipping")
+    left.legend()
+    return figure
+
+
+def dictionary(names: dict[str, Any], ink: Ink) -> Any:
+    figure, panels = plt.subplots(4, 8, figsize=(8, 4.2))
+    for axes, atom in zip(panels.flat, names["atoms"], strict=True):
+        axes.imshow(atom.reshape(8, 8), cmap="gray", vmin=-np.abs(atom).max(), vmax=np.abs(atom).max())
+        axes.axis("off")
+    return figure
+
+
+def attack(names: dict[str, Any], ink: Ink) -> Any:
+    figure = plt.figure(figsize=(8, 3.4))
+    grid = figure.add_gridspec(2, 6)
+    images, eps = np.asarray(names["clean"]), list(names["right"])
+    delta = np.asarray(names["attack"](names["clean"], names["targets"], 1.0))
+    for place in range(3):
+        for row, pixels in enumerate((images[place], images[place] + delta[place])):
+            axes = figure.add_subplot(grid[row, place])
+            axes.imshow(pixels.reshape(8, 8), cmap="gray_r", vmin=0, vmax=1)
+            axes.axis("off")
+            params = names["params"]
+            read = int(names["logits"](params, pixels[None]).argmax())
+            axes.set_title(f"read as {read}", fontsize=10, color=ink["ours"] if row == 0 else ink["theirs"])
+    axes = figure.add_subplot(grid[:, 3:])
+    axes.plot(eps, [100 * names["right"][radius] for radius in eps], "o-", color=ink["ours"])
+    axes.set(xlabel="radius of the ball, eps", ylabel="% of test digits that are right", ylim=(0, 103))
     return figure
 
 
@@ -149,6 +217,10 @@ Drawing = Callable[[dict[str, Any], Ink], Any]
 PICTURES: dict[str, dict[str, Drawing]] = {
     "definition.md": {"ball": ball, "orders": orders},
     "exactness.md": {"decay": decay, "excess": excess, "zero": zero, "range": range_},
+    "recipes/dropout.md": {"dropout": dropout},
+    "recipes/recurrent.md": {"recurrent": recurrent},
+    "recipes/dictionary.md": {"dictionary": dictionary},
+    "recipes/attack.md": {"attack": attack},
 }
 
 
