@@ -61,7 +61,7 @@ def section(readme: str, heading: str) -> str:
     found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", readme, re.M | re.S)
     if not found:
         raise SystemExit(f"docs/index.md shows the section {heading!r} of README.md, which has none of that name")
-    return found[1].strip().replace("](docs/", "](")
+    return found[1].strip().replace("](docs/", "](").replace("[docs/", "[")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
