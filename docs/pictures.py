@@ -52,7 +52,7 @@ def arrow(axes: Any, vector: Any, color: str) -> None:
 
 
 def ball(names: dict[str, Any], ink: Ink) -> Any:
-    figure, (before, after) = plt.subplots(1, 2, figsize=(8, 4.1))
+    figure, (before, after) = plt.subplots(1, 2, figsize=(6.4, 3.6))
     for axes, title, vectors in ((before, "before", names["vectors"]), (after, "after", names["after"])):
         plane(axes, title)
         axes.add_patch(plt.Circle((0, 0), 1, facecolor=ink["ball"], edgecolor=ink["ours"], lw=1.5))
@@ -70,7 +70,7 @@ def ball(names: dict[str, Any], ink: Ink) -> Any:
 
 
 def orders(names: dict[str, Any], ink: Ink) -> Any:
-    figure, panels = plt.subplots(1, 3, figsize=(8, 3.1))
+    figure, panels = plt.subplots(1, 3, figsize=(6.4, 2.7))
     vector = names["vector"][0]
     shapes = {1: [(1, 0), (0, 1), (-1, 0), (0, -1)], np.inf: [(1, 1), (-1, 1), (-1, -1), (1, -1)]}
     nearest = {1: vector - (vector.sum() - 1) / 2, 2: vector / np.hypot(*vector), np.inf: np.clip(vector, -1, 1)}
@@ -95,7 +95,7 @@ def orders(names: dict[str, Any], ink: Ink) -> Any:
 
 
 def decay(names: dict[str, Any], ink: Ink) -> Any:
-    figure, axes = plt.subplots(figsize=(8, 3.6))
+    figure, axes = plt.subplots(figsize=(6.4, 3.2))
     for name, color in (("PyMC", ink["theirs"]), ("normball", ink["ours"])):
         shares = names["decay"][name] / names["decay"][name][0]
         calls = np.linspace(0, 2000, len(shares))
@@ -115,7 +115,7 @@ def decay(names: dict[str, Any], ink: Ink) -> Any:
 
 
 def excess(names: dict[str, Any], ink: Ink) -> Any:
-    figure, axes = plt.subplots(figsize=(8, 3.4))
+    figure, axes = plt.subplots(figsize=(6.4, 3.0))
     unit = 2.0**-23  # of float32, relative to 1
     bins = np.arange(-2.5, 2.01, 0.05)
     for (name, values), color in zip(names["excess"].items(), (ink["theirs"], ink["ours"]), strict=True):
@@ -128,7 +128,7 @@ def excess(names: dict[str, Any], ink: Ink) -> Any:
 
 
 def zero(names: dict[str, Any], ink: Ink) -> Any:
-    figure, axes = plt.subplots(figsize=(8, 3.2))
+    figure, axes = plt.subplots(figsize=(6.4, 2.8))
     ours, theirs = names["training"]["normball"], names["training"]["PyMC"]
     axes.plot(np.arange(1, len(ours) + 1), ours, "o-", color=ink["ours"], ms=4, label="normball")
     axes.plot([1], theirs[:1], "X", color=ink["theirs"], ms=12, label="PyMC: NaN from the second step on")
@@ -139,7 +139,7 @@ def zero(names: dict[str, Any], ink: Ink) -> Any:
 
 
 def range_(names: dict[str, Any], ink: Ink) -> Any:
-    figure, axes = plt.subplots(figsize=(8, 3.4))
+    figure, axes = plt.subplots(figsize=(6.4, 3.0))
     axes.plot(names["sizes"], names["lengths"]["normball"], "o-", color=ink["ours"], ms=8, label="normball")
     axes.plot(
         names["sizes"],
@@ -158,7 +158,7 @@ def range_(names: dict[str, Any], ink: Ink) -> Any:
 
 
 def dropout(names: dict[str, Any], ink: Ink) -> Any:
-    figure, panels = plt.subplots(1, 3, figsize=(8, 3), sharey=True)
+    figure, panels = plt.subplots(1, 3, figsize=(6.4, 2.6), sharey=True)
     bound = min(names["runs"])
     for place, (axes, layer) in enumerate(zip(panels, ("first layer", "second layer", "output"), strict=True)):
         for max_norm, (largest, _) in names["runs"].items():
@@ -172,7 +172,7 @@ def dropout(names: dict[str, Any], ink: Ink) -> Any:
 
 
 def recurrent(names: dict[str, Any], ink: Ink) -> Any:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(6.4, 2.8))
     for max_norm, (losses, norms, _) in names["runs"].items():
         label, color = (
             ("free", ink["theirs"]) if np.isinf(max_norm) else (f"total norm at most {max_norm:g}", ink["ours"])
@@ -187,7 +187,7 @@ def recurrent(names: dict[str, Any], ink: Ink) -> Any:
 
 
 def dictionary(names: dict[str, Any], ink: Ink) -> Any:
-    figure, panels = plt.subplots(4, 8, figsize=(8, 4.2))
+    figure, panels = plt.subplots(4, 8, figsize=(6.4, 3.7))
     for axes, atom in zip(panels.flat, names["atoms"], strict=True):
         axes.imshow(atom.reshape(8, 8), cmap="gray", vmin=-np.abs(atom).max(), vmax=np.abs(atom).max())
         axes.axis("off")
@@ -195,7 +195,7 @@ def dictionary(names: dict[str, Any], ink: Ink) -> Any:
 
 
 def attack(names: dict[str, Any], ink: Ink) -> Any:
-    figure = plt.figure(figsize=(8, 3.4))
+    figure = plt.figure(figsize=(6.4, 3.0))
     grid = figure.add_gridspec(2, 6)
     images, eps = np.asarray(names["clean"]), list(names["right"])
     delta = np.asarray(names["attack"](names["clean"], names["targets"], 1.0))
