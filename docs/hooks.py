@@ -64,9 +64,21 @@ def section(readme: str, heading: str) -> str:
     return found[1].strip().replace("](docs/", "](").replace("[docs/", "[")
 
 
+def index() -> str:
+    """Every public name, a line for each module, with a link to its docstring, without which the build fails."""
+    modules: dict[str, list[str]] = {}
+    for name in public_names():
+        module, _, own = name.rpartition(".")
+        # A module, of whose names that one is written by us.
+        target = f"{name}.clipping" if name == "normball.keras.optimizers" else name
+        modules.setdefault(module, []).append(f"[`{own}`][{target}]")
+    return "\n".join(f"- `{module}`: {' · '.join(links)}" for module, links in modules.items())
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """A page may say `<!-- README: HEADING -->` to have that section, which so exists once."""
+    """A page may say `<!-- README: HEADING -->` to have that section, and `<!-- every public name -->`."""
     readme = (DOCS.parent / "README.md").read_text()
+    markdown = markdown.replace("<!-- every public name -->", index())
     return re.sub(r"^<!-- README: (.*) -->$", lambda found: section(readme, found[1]), markdown, flags=re.M)
 
 

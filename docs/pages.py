@@ -1,8 +1,9 @@
 """The programs in the pages: `python docs/pages.py [--write] [PAGE ...]` runs them and compares what they print.
 
 All ```python blocks of a page are one program, run from top to bottom. A ```text block is all that the block before it
-prints. --write puts into the page what was printed, and makes the notebooks again, which are pages in another form.
-Without a page: every page, each in a process of its own; pages that need what is not installed are named and left out.
+prints, and may come after some words. --write puts into the page what was printed, and makes the notebooks again, which
+are pages in another form. Without a page: every page, each in a process of its own; pages that need what is not
+installed are named and left out.
 """
 
 import ast
@@ -14,32 +15,39 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 DOCS = Path(__file__).resolve().parent
 NOTEBOOKS = ("start.md",)  # the pages that exist as a notebook, too
-BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n```text\n(?P<shown>.*?)^```\n)?", re.M | re.S)
+FENCE = re.compile(r"^```(?P<kind>python|text)\n(?P<inside>.*?)^```\n", re.M | re.S)
 
 
 class Block(NamedTuple):
     """A block of a page's program."""
 
     code: str
-    shown: str | None  # what the page says that it prints
+    shown: str | None  # what the page says that it prints, in the text block before the next program's
     line: int  # of the page, counted from 0, where the code begins
-    span: tuple[int, int]  # of characters of the page: the block, and the text block after it
-    prints: tuple[int, int]  # the part of it that is `shown`
+    span: tuple[int, int]  # of characters of the page, with its fences
+    prints: tuple[int, int]  # the inside of the text block
+    end: tuple[int, int]  # that block with its fences
 
 
 def blocks(text: str) -> list[Block]:
     """The program of a page."""
-    return [
-        Block(
-            found["code"], found["shown"], text.count("\n", 0, found.start("code")), found.span(), found.span("shown")
-        )
-        for found in BLOCK.finditer(text)
-    ]
+    found = list(FENCE.finditer(text))
+    program = []
+    for it, after in zip_longest(found, found[1:]):
+        if it["kind"] == "python":
+            line, nothing = text.count("\n", 0, it.start("inside")), (it.end(), it.end())
+            if after is not None and after["kind"] == "text":
+                block = Block(it["inside"], after["inside"], line, it.span(), after.span("inside"), after.span())
+            else:
+                block = Block(it["inside"], None, line, it.span(), nothing, nothing)
+            program.append(block)
+    return program
 
 
 def needs(text: str) -> list[str]:
@@ -106,7 +114,8 @@ def notebook(text: str) -> str:
         add("markdown", text[end : block.span[0]])
         stream = {"name": "stdout", "output_type": "stream", "text": (block.shown or "").splitlines(keepends=True)}
         add("code", block.code, execution_count=None, outputs=[stream] if block.shown else [])
-        end = block.span[1]
+        add("markdown", text[block.span[1] : block.end[0]])
+        end = block.end[1]
     add("markdown", text[end:])
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     whole = {
@@ -120,17 +129,24 @@ def notebook(text: str) -> str:
 
 def cells(text: str) -> list[Block]:
     """The program of a notebook."""
-    return [
-        Block(
-            "".join(cell["source"]) + "\n",
-            "".join(line for output in cell["outputs"] for line in output["text"]) if cell["outputs"] else None,
-            0,
-            (0, 0),
-            (0, 0),
-        )
-        for cell in json.loads(text)["cells"]
-        if cell["cell_type"] == "code"
-    ]
+    program = []
+    for cell in json.loads(text)["cells"]:
+        if cell["cell_type"] == "code":
+            shown = "".join(line for output in cell["outputs"] for line in output["text"]) if cell["outputs"] else None
+            program.append(Block("".join(cell["source"]) + "\n", shown, 0, (0, 0), (0, 0), (0, 0)))
+    return program
+
+
+def guide(name: str) -> str:
+    """The text of a page."""
+    return (DOCS / name).read_text()
+
+
+def faults(text: str, name: str) -> list[str]:
+    """Run a page's text here: what it shows that is not so."""
+    program = blocks(text)
+    printed, _ = run(program, str(DOCS / name))
+    return list(differences(program, printed, name))
 
 
 def check(path: Path, write: bool = False) -> list[str]:
