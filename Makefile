@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml $(wildcard setup.py) $(wildcard src/normball/kernels/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check check-native lint bench ladder docs docs-serve docs-write pictures clean
+.PHONY: help demo test check check-native lint bench ladder docs docs-serve docs-write pictures dist clean
 
 help:  ## what can be done
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -17,7 +17,7 @@ $(VENV)/.%: $(SOURCES)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 
-demo: $(VENV)/.demo  ## train on handwritten digits, free and constrained: a table, a picture and the weights in demo/
+demo: $(VENV)/.demo  ## train on handwritten digits, free and constrained; check and constrain the weights: all in demo/
 	$(BIN)/python examples/digits.py $(DEMO)
 
 test: $(VENV)/.test  ## the tests
@@ -66,6 +66,13 @@ pictures: $(VENV)/.test $(VENV)/.demo  ## draw every picture in docs/, from the 
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python examples/digits.py --out build/demo && cp build/demo/norms.png docs/norms.png
 	$(BIN)/python examples/pymc_regression.py --out build/demo && cp build/demo/pymc_regression.png docs/pymc_regression.png
+
+dist: $(VENV)/.check  ## sdist and wheel in dist/, looked at, installed and used with each light extra alone; DIST=--all
+	@rm -rf dist
+	LDFLAGS="$$LDFLAGS -s" $(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/python tests/dist.py dist $(DIST)
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist site demo src/*.egg-info src/normball/kernels/*.so

@@ -7,6 +7,9 @@ differ in that one number alone: it is a shared variable of the one compiled fun
 
 import argparse
 import math
+import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from fractions import Fraction
@@ -19,7 +22,7 @@ import pytensor
 import pytensor.tensor as pt
 from rich.console import Console
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from sklearn.datasets import load_digits
 from threadpoolctl import threadpool_limits
 
@@ -101,6 +104,14 @@ class Network:
         weights = {f"{name}.weight": w.get_value() for name, w in self.weights.items()}
         return weights | {f"{name}.bias": b.get_value() for name, b in self.biases.items()}
 
+    def accuracy(self, data: tuple, parameters: dict[str, np.ndarray]) -> float:
+        """Of the test half, in percent, with these weights."""
+        for name in SHAPES:
+            self.weights[name].set_value(parameters[f"{name}.weight"])
+            self.biases[name].set_value(parameters[f"{name}.bias"])
+        patches, digits = data[1]
+        return 100 * float((self.scores(patches).argmax(axis=1) == digits).mean())
+
 
 def relu(x):
     return pt.maximum(x, np.float32(0))
@@ -178,6 +189,25 @@ def save(path: Path, parameters: dict[str, np.ndarray]) -> None:
                 raise RuntimeError(f"{path}: {name} lies outside its bound of {bound}")
 
 
+def normball(*arguments: str | Path) -> None:
+    """What a person types into a shell."""
+    command = ["normball", *map(str, arguments)]
+    print(f"\n$ {shlex.join(command)}", flush=True)
+    subprocess.run([sys.executable, "-m", *command], check=True)
+
+
+def constrain_afterwards(network: Network, data: tuple, free: dict[str, np.ndarray], folder: Path) -> None:
+    """The weights of a free run as a file on disk, and what the command line makes of it."""
+    before, after = folder / "free.safetensors", folder / "free-constrained.safetensors"
+    save_file(free, before)
+    choice = ("--layout", "pytensor", "--max-norm", f"{MAX_NORM:g}")
+    normball("check", before, *choice, "--plot", folder / "free.png")
+    normball("constrain", before, *choice, "-o", after, "--force", "--verify")
+    normball("check", after, *choice, "--plot", folder / "free-constrained.html", "--fail-on-violation")
+    found = [network.accuracy(data, parameters) for parameters in (free, load_file(after))]
+    print("\nIt trained free and was constrained afterwards: {:.1f} % right before, {:.1f} % after".format(*found))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
     parser.add_argument("--seeds", type=int, default=5, help="runs per learning rate, free and constrained (5)")
@@ -203,6 +233,8 @@ def main() -> None:
     picture, weights = options.out / "norms.png", options.out / "digits.safetensors"
     digits_report.draw(picture, list(SHAPES), norms, accuracy, MAX_NORM, SHOWN)
     save(weights, runs[SHOWN, MAX_NORM, 0].parameters)
+    constrain_afterwards(network, data, runs[SHOWN, math.inf, 0].parameters, options.out)
+    print(f"\n{options.out / 'free.png'}: norms of the free weights of seed 0; free-constrained.html: those after")
     print(f"{picture}: norms and accuracy through training at learning rate {SHOWN:g}")
     print(f"{weights}: the constrained weights of seed 0, read back and checked against their bound")
 

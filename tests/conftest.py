@@ -27,7 +27,7 @@ if installed("ml_dtypes"):
 
 
 # Scripts, run on several devices or by several processes, which the search for doctests must not import.
-collect_ignore_glob = ["jax_*.py", "keras_*.py"] + ([] if installed("torch") else ["torch_*ranks.py"])
+collect_ignore_glob = ["jax_*.py", "keras_*.py", "typing/*.py"] + ([] if installed("torch") else ["torch_*ranks.py"])
 DOCUMENTED_BAND = 4  # ulp just under the bound in which a compliant group may be rescaled, where that is documented
 
 

@@ -49,6 +49,9 @@ KNOWS = {
     "accelerate": set(),
     "skorch": set(),
     "pytensor_ml": set(),
+    "rich": {f"checkpoint/{part}.py" for part in ("progress", "report")},
+    "matplotlib": {f"checkpoint/{part}.py" for part in ("plot", "plot_png")},
+    "shtab": {"checkpoint/cli.py"},
     "numba": {"backends/pytensor_links.py", "backends/pytensor_numba.py"},
 }
 HEAVY = {"pytensor", "pymc", "jax", "optax", "torch", "numba", "ml_dtypes", "scipy", "keras"} | {
@@ -62,6 +65,7 @@ HEAVY = {"pytensor", "pymc", "jax", "optax", "torch", "numba", "ml_dtypes", "sci
 }
 # What a file may import of ours: a level may reach down, never up, and the last three stand alone.
 LEVELS = [
+    "__main__",
     "lightning",
     "transformers",
     "skorch",
@@ -73,6 +77,7 @@ LEVELS = [
     "optax",
     "jax",
     "xarray",
+    "checkpoint",
     "api",
     "dispatch",
     "backends",

@@ -80,7 +80,7 @@ def constrain_total(
     settled = Wide(*(part.reshape(()) for part in settle(total, xs, None, max_norm, ord)))
     for x, out in zip(xs, outs, strict=True):
         rescale(x, settled, tuple(range(x.ndim)), max_norm, epsilon, out)
-    return _beside(settled, max_norm)
+    return beside(settled, max_norm)
 
 
 def norms(
@@ -93,7 +93,7 @@ def norms(
     wide = norm(summarise(x, axes, ord), ord)
     if max_norm is None:
         return to_float64(wide)
-    return _beside(settle(wide, [x], axes, max_norm, ord), max_norm)
+    return beside(settle(wide, [x], axes, max_norm, ord), max_norm)
 
 
 def get_num_threads() -> int:
@@ -166,20 +166,32 @@ def settle(
     """
     if ord == np.inf:  # no sum, no rounding
         return norms
-    bound = np.broadcast_to(max_norm, norms.high.shape)
-    excess = _excess(norms, bound)
-    with np.errstate(all="ignore"):
-        doubtful = (np.abs(excess) <= DOUBT * norms.high) & (norms.high > 0) & np.isfinite(norms.high)
-    if not doubtful.any():
+    uncertain = doubtful(norms, max_norm)
+    if not uncertain.any():
         return norms
-    high, low = norms.high.copy(), norms.low.copy()
+    bound = np.broadcast_to(max_norm, norms.high.shape)
     groups = [x.reshape(1, -1) for x in xs] if axes is None else [_as_rows(x, axes) for x in xs]
-    for index in zip(*np.nonzero(doubtful), strict=True):
-        row = np.ravel_multi_index(index, doubtful.shape)
+    above = []
+    for index in zip(*np.nonzero(uncertain), strict=True):
+        row = np.ravel_multi_index(index, uncertain.shape)
         values = [float(v) for group in groups for v in group[row]]
-        exceeds = definition.norm(definition.summarise(values, ord), ord) > bound[index]
-        high[index] = np.ldexp(bound[index], -int(norms.exponent[index]))
-        low[index] = DOUBT * high[index] if exceeds else 0.0
+        above.append(definition.norm(definition.summarise(values, ord), ord) > bound[index])
+    return decided(norms, max_norm, uncertain, np.array(above))
+
+
+def doubtful(norms: Wide, max_norm: float | np.ndarray) -> np.ndarray:
+    """Which norms lie too close to their bound to tell on which side of it."""
+    with np.errstate(all="ignore"):
+        close = np.abs(_excess(norms, np.asarray(max_norm))) <= DOUBT * norms.high
+        return close & (norms.high > 0) & np.isfinite(norms.high)
+
+
+def decided(norms: Wide, max_norm: float | np.ndarray, uncertain: np.ndarray, above: np.ndarray) -> Wide:
+    """The same norms, the uncertain ones beside their bound: above it or on it, as `above` says of each of them."""
+    high, low = norms.high.copy(), norms.low.copy()
+    bound = np.broadcast_to(max_norm, high.shape)[uncertain]
+    high[uncertain] = _shift(bound, -norms.exponent[uncertain])
+    low[uncertain] = np.where(above, DOUBT * high[uncertain], 0.0)
     return Wide(high, low, norms.exponent)
 
 
@@ -219,6 +231,15 @@ def rescale(
 def to_float64(norms: Wide) -> np.ndarray:
     """The norms as float64: at most one ulp off, exact where a float64 holds the norm, inf beyond the largest."""
     return _shift(norms.high, norms.exponent)
+
+
+def beside(norms: Wide, bound: float | np.ndarray) -> np.ndarray:
+    """Settled norms as float64 that compare with the bound as they did before they were rounded."""
+    bound = np.asarray(bound)
+    rounded = to_float64(norms)
+    excess = _excess(norms, bound)
+    rounded = np.where((excess > 0) & (rounded <= bound), np.nextafter(bound, np.inf), rounded)
+    return np.where((excess <= 0) & (rounded > bound), bound, rounded)
 
 
 def _summarise_block(rows: np.ndarray, ord: float) -> Wide:
@@ -306,15 +327,6 @@ def _truncate(exact: np.ndarray, dtype: np.dtype) -> np.ndarray:
     rounded = exact.astype(dtype)
     too_far = np.abs(rounded.astype(np.float64)) > np.abs(exact)
     return np.where(too_far, np.nextafter(rounded, np.zeros((), dtype)), rounded)
-
-
-def _beside(norms: Wide, bound: float | np.ndarray) -> np.ndarray:
-    """Settled norms as float64 that compare with the bound as they did before they were rounded."""
-    bound = np.asarray(bound)
-    rounded = to_float64(norms)
-    excess = _excess(norms, bound)
-    rounded = np.where((excess > 0) & (rounded <= bound), np.nextafter(bound, np.inf), rounded)
-    return np.where((excess <= 0) & (rounded > bound), bound, rounded)
 
 
 def _excess(norms: Wide, bound: np.ndarray) -> np.ndarray:
