@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml $(wildcard setup.py) $(wildcard src/normball/kernels/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check check-native lint bench ladder docs dist clean
+.PHONY: help demo test check check-native lint bench ladder docs docs-serve docs-write pictures dist clean
 
 help:  ## what can be done
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -49,8 +49,23 @@ bench: $(VENV)/.bench  ## time against bare memory and all peers, answers checke
 ladder: $(VENV)/.bench  ## how the kernels became fast: each step from the plain loop on, checked and timed
 	$(BIN)/python benchmarks/ladder.py
 
+# The banner of the theme's makers is about a later version.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 docs: $(VENV)/.docs  ## the documentation as a site, in site/
-	$(BIN)/mkdocs build --strict
+	$(MKDOCS) build --strict
+
+docs-serve: $(VENV)/.docs  ## the same in a browser, made again as you write
+	$(MKDOCS) serve
+
+docs-write: $(VENV)/.test  ## run the pages' programs, and write what they print, the notebook and the tables into docs/
+	$(BIN)/python -W ignore docs/pages.py --write
+	$(BIN)/python docs/axes.py
+
+pictures: $(VENV)/.test $(VENV)/.demo  ## draw every picture in docs/, from the runs that its page speaks of
+	$(BIN)/python docs/pictures.py
+	$(BIN)/python benchmarks/report.py
+	$(BIN)/python examples/digits.py --out build/demo && cp build/demo/norms.png docs/norms.png
+	$(BIN)/python examples/pymc_regression.py --out build/demo && cp build/demo/pymc_regression.png docs/pymc_regression.png
 
 dist: $(VENV)/.check  ## sdist and wheel in dist/, looked at, installed and used with each light extra alone; DIST=--all
 	@rm -rf dist

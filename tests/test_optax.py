@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import pages
 import pytest
 from oracle import broken_laws, broken_total_laws, exact_norm, groups_of, same_bits
 
@@ -745,16 +746,10 @@ def test_every_public_name_is_documented():
             )
 
 
-def test_guide(capsys):
+def test_guide():
     pytest.importorskip("flax")
     pytest.importorskip("equinox")
-    guide = (ROOT / "docs" / "jax.md").read_text()
-    names = {"__name__": "guide"}
-    for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL):
-        exec(block, names)
-    shown = capsys.readouterr().out
-    for block in re.findall(r"```text\n(.*?)```", guide, re.DOTALL):
-        assert block in shown
+    assert pages.faults(pages.guide("jax.md"), "jax.md") == []
 
 
 def test_example():

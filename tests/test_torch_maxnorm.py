@@ -4,11 +4,10 @@ import copy
 import doctest
 import math
 import pickle
-import re
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
+import pages
 import pytest
 from oracle import broken_laws, exact_norm, groups_of
 
@@ -671,11 +670,5 @@ def test_examples_of_docstrings(module):
     assert result.failed == 0
 
 
-def test_guide(capsys):
-    guide = (Path(__file__).parents[1] / "docs" / "torch.md").read_text()
-    names = {"__name__": "guide"}
-    for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL):
-        exec(block, names)
-    shown = capsys.readouterr().out
-    for block in re.findall(r"```text\n(.*?)```", guide, re.DOTALL):
-        assert block in shown
+def test_guide():
+    assert pages.faults(pages.guide("torch.md"), "torch.md") == []
