@@ -249,6 +249,14 @@ def test_diff(model, tmp_path, capsys):
     assert along["changes"][0]["changed"] == 2
 
 
+def test_diff_of_two_npy_compares_their_arrays(tmp_path, capsys):
+    for name, factor in (("a", 1), ("b", 2), ("c", 1)):
+        np.save(tmp_path / f"{name}.npy", factor * np.eye(3, dtype=np.float32))
+    code, out, _ = run(capsys, "diff", tmp_path / "a.npy", tmp_path / "b.npy")
+    assert (code, "3 of 3" in out, "only in" in out) == (1, True, False)
+    assert run(capsys, "diff", tmp_path / "a.npy", tmp_path / "c.npy")[0] == 0
+
+
 def test_diff_of_what_has_no_groups_in_common(model, tmp_path, capsys):
     other = write_safetensors(
         tmp_path / "other.safetensors",
@@ -414,6 +422,14 @@ def test_shortened_names_fit_and_are_ends_of_names(names, width):
             assert len(head) + len(tail) < len(name)
 
 
+def test_names_that_no_cut_tells_apart_take_no_time(monkeypatch):
+    names = [f"model.layers.{layer}.experts.{expert}.weight" for layer in range(100) for expert in range(100)]
+    cuts, cut = [], report._cut
+    monkeypatch.setattr(report, "_cut", lambda *given: cuts.append(1) or cut(*given))
+    assert max(map(len, shorten(names, 24))) == 24
+    assert len(cuts) == len(names)
+
+
 @given(st.floats(0, 1e300), st.integers(1, 4))
 def test_a_norm_over_its_limit_looks_so(limit, steps):
     above = limit
@@ -442,7 +458,7 @@ def test_bars_are_where_the_norms_are(count):
     assert 2 <= len([tick for tick in scale.ticks() if 0 <= scale(tick) <= 1]) <= 8
 
 
-@pytest.mark.parametrize("norms", [[0.0], [0.0, 0.0, 5e-324], [1e308, 1.0], [np.nan], []])
+@pytest.mark.parametrize("norms", [[0.0], [0.0, 0.0, 5e-324], [1e308, 1.0], [1.75e308], [np.nan], []])
 @pytest.mark.parametrize("limit", [None, 0.0, 3.0, math.inf])
 def test_bars_of_extremes(norms, limit):
     rows = [a_row("a", norms, limit)]
@@ -559,6 +575,19 @@ def test_a_reader_that_goes_is_no_error(model):
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait() == 141
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_closed_stream_is_no_error(model, closed):
+    code = f"import os, sys; os.close({closed}); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    assert python("-c", code, "-m", "normball", "check", str(model)).returncode == 0
+
+
+def test_a_wrong_number_of_threads_is_one_line(model, monkeypatch):
+    monkeypatch.setenv("NORMBALL_NUM_THREADS", "many")
+    done = python("-m", "normball", "check", str(model))
+    line = error_line(done.returncode, done.stdout, done.stderr)
+    assert line.startswith("NORMBALL_NUM_THREADS='many': must be an int >= 1")
 
 
 def test_progress_is_for_a_terminal_alone(model, monkeypatch, capsys):
