@@ -225,6 +225,14 @@ def test_constrain(model, tmp_path, capsys):
     assert error_line(*run(capsys, *command)).startswith(f"OUT '{out}': exists; --force replaces it")
 
 
+@pytest.mark.parametrize("where", [["--dry-run"], ["-o", "OUT"]])
+def test_constrain_lists_what_is_under_no_limit(model, tmp_path, capsys, where):
+    where = [tmp_path / "out.safetensors" if word == "OUT" else word for word in where]
+    out = run(capsys, "constrain", model, "--layout", "torch", "--rule", "near*: limit=3", *where)[1]
+    assert "left out, under no limit (--max-norm sets one, or a rule): far.weight\n" in out
+    assert out.count("far.weight") == 1
+
+
 def test_diff(model, tmp_path, capsys):
     out = tmp_path / "out.safetensors"
     run(capsys, "constrain", model, "--layout", "torch", "--max-norm", 5, "-o", out)

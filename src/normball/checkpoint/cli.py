@@ -230,14 +230,14 @@ def _constrain(options: argparse.Namespace) -> int:
     from normball.checkpoint import constrain, report
     from normball.checkpoint.model import open_model
     from normball.checkpoint.progress import progress
-    from normball.checkpoint.rules import choose, limited
+    from normball.checkpoint.rules import choose, limited, under_limits
     from normball.checkpoint.workers import Workers
 
     if options.out is None and not options.dry_run:
         raise CheckpointError("constrain: no -o OUT, where the result goes; or --dry-run")
     rules, limit = _read_choosing(options)
     with open_model(options.model) as model:
-        choices = choose(model.tensors, rules, options.layout, limit)
+        choices = under_limits(choose(model.tensors, rules, options.layout, limit))
         if not limited(choices):
             remedy = "pass --max-norm, or give a rule a limit; normball check shows which tensors are taken"
             raise CheckpointError(f"constrain: nothing to do, no tensor has axes and a limit; {remedy}")

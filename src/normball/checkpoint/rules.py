@@ -82,6 +82,14 @@ def limited(choices: Mapping[str, Choice]) -> bool:
     return any(choice.axes is not None and choice.limit is not None for choice in choices.values())
 
 
+def under_limits(choices: Mapping[str, Choice]) -> dict[str, Choice]:
+    """The same, but what has axes and no limit is left alone, and listed as such."""
+    alone = Choice(None, None, "under no limit (--max-norm sets one, or a rule)")
+    return {
+        name: alone if choice.limit is None and choice.axes is not None else choice for name, choice in choices.items()
+    }
+
+
 def _choose(tensor: Tensor, rule: Rule, ruled: bool, layout: str | None, max_norm: float | None) -> Choice | None:
     """None where only a layout could say."""
     ndim, limit = len(tensor.shape), max_norm if rule.limit is None else rule.limit
