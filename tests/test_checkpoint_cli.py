@@ -265,6 +265,18 @@ def test_diff_of_two_npy_compares_their_arrays(tmp_path, capsys):
     assert run(capsys, "diff", tmp_path / "a.npy", tmp_path / "c.npy")[0] == 0
 
 
+@pytest.mark.filterwarnings("error")
+def test_diff_of_what_is_no_number(tmp_path, capsys):
+    for name, entries in (("a", [1, np.inf, 1e-320]), ("b", [np.nan, -np.inf, 1e300])):
+        np.save(tmp_path / f"{name}.npy", np.array(entries)[:, None])
+    _, out, err = run(capsys, "diff", tmp_path / "a.npy", tmp_path / "b.npy", "--json")
+    (change,) = json.loads(out)["changes"]
+    assert (change["changed"], change["max_before"], change["max_after"], err) == (3, None, None, "")
+    np.save(tmp_path / "a.npy", np.ones((3, 1)))
+    np.save(tmp_path / "b.npy", np.full((3, 1), np.nan))
+    assert "1           -          -" in run(capsys, "diff", tmp_path / "a.npy", tmp_path / "b.npy")[1]
+
+
 def test_diff_of_what_has_no_groups_in_common(model, tmp_path, capsys):
     other = write_safetensors(
         tmp_path / "other.safetensors",

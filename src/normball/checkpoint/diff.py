@@ -36,10 +36,11 @@ class Change:
         self.groups += changed.size
         self.changed += int(changed.sum())
         self.before, self.after = (
-            float(np.fmax(largest, np.fmax.reduce(norms, axis=None, initial=0.0)))
+            float(np.maximum.reduce(norms, axis=None, initial=largest))  # NaN where one is
             for largest, norms in ((self.before, before), (self.after, after))
         )
-        ratios = np.divide(after, before, where=changed & (before > 0), out=np.full(changed.shape, np.nan))
+        with np.errstate(all="ignore"):  # of inf / inf, and what is too large a multiple
+            ratios = np.divide(after, before, where=changed & (before > 0), out=np.full(changed.shape, np.nan))
         self.smallest = float(np.fmin.reduce(ratios, axis=None, initial=self.smallest))
         self.largest = float(np.fmax.reduce(ratios, axis=None, initial=self.largest))
 
