@@ -225,6 +225,14 @@ def test_constrain(model, tmp_path, capsys):
     assert error_line(*run(capsys, *command)).startswith(f"OUT '{out}': exists; --force replaces it")
 
 
+@pytest.mark.parametrize("where", [["--dry-run"], ["-o", "OUT"]])
+def test_constrain_lists_what_is_under_no_limit(model, tmp_path, capsys, where):
+    where = [tmp_path / "out.safetensors" if word == "OUT" else word for word in where]
+    out = run(capsys, "constrain", model, "--layout", "torch", "--rule", "near*: limit=3", *where)[1]
+    assert "left out, under no limit (--max-norm sets one, or a rule): far.weight\n" in out
+    assert out.count("far.weight") == 1
+
+
 def test_diff(model, tmp_path, capsys):
     out = tmp_path / "out.safetensors"
     run(capsys, "constrain", model, "--layout", "torch", "--max-norm", 5, "-o", out)
@@ -247,6 +255,26 @@ def test_diff(model, tmp_path, capsys):
     assert "layout:" not in run(capsys, "diff", model, out, "--layout", "torch")[1]
     along = json.loads(run(capsys, "diff", model, out, "--json", "--rule", "far.weight: axes=0")[1])
     assert along["changes"][0]["changed"] == 2
+
+
+def test_diff_of_two_npy_compares_their_arrays(tmp_path, capsys):
+    for name, factor in (("a", 1), ("b", 2), ("c", 1)):
+        np.save(tmp_path / f"{name}.npy", factor * np.eye(3, dtype=np.float32))
+    code, out, _ = run(capsys, "diff", tmp_path / "a.npy", tmp_path / "b.npy")
+    assert (code, "3 of 3" in out, "only in" in out) == (1, True, False)
+    assert run(capsys, "diff", tmp_path / "a.npy", tmp_path / "c.npy")[0] == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_diff_of_what_is_no_number(tmp_path, capsys):
+    for name, entries in (("a", [1, np.inf, 1e-320]), ("b", [np.nan, -np.inf, 1e300])):
+        np.save(tmp_path / f"{name}.npy", np.array(entries)[:, None])
+    _, out, err = run(capsys, "diff", tmp_path / "a.npy", tmp_path / "b.npy", "--json")
+    (change,) = json.loads(out)["changes"]
+    assert (change["changed"], change["max_before"], change["max_after"], err) == (3, None, None, "")
+    np.save(tmp_path / "a.npy", np.ones((3, 1)))
+    np.save(tmp_path / "b.npy", np.full((3, 1), np.nan))
+    assert "1           -          -" in run(capsys, "diff", tmp_path / "a.npy", tmp_path / "b.npy")[1]
 
 
 def test_diff_of_what_has_no_groups_in_common(model, tmp_path, capsys):
@@ -414,6 +442,14 @@ def test_shortened_names_fit_and_are_ends_of_names(names, width):
             assert len(head) + len(tail) < len(name)
 
 
+def test_names_that_no_cut_tells_apart_take_no_time(monkeypatch):
+    names = [f"model.layers.{layer}.experts.{expert}.weight" for layer in range(100) for expert in range(100)]
+    cuts, cut = [], report._cut
+    monkeypatch.setattr(report, "_cut", lambda *given: cuts.append(1) or cut(*given))
+    assert max(map(len, shorten(names, 24))) == 24
+    assert len(cuts) == len(names)
+
+
 @given(st.floats(0, 1e300), st.integers(1, 4))
 def test_a_norm_over_its_limit_looks_so(limit, steps):
     above = limit
@@ -442,7 +478,7 @@ def test_bars_are_where_the_norms_are(count):
     assert 2 <= len([tick for tick in scale.ticks() if 0 <= scale(tick) <= 1]) <= 8
 
 
-@pytest.mark.parametrize("norms", [[0.0], [0.0, 0.0, 5e-324], [1e308, 1.0], [np.nan], []])
+@pytest.mark.parametrize("norms", [[0.0], [0.0, 0.0, 5e-324], [1e308, 1.0], [1.75e308], [np.nan], []])
 @pytest.mark.parametrize("limit", [None, 0.0, 3.0, math.inf])
 def test_bars_of_extremes(norms, limit):
     rows = [a_row("a", norms, limit)]
@@ -559,6 +595,19 @@ def test_a_reader_that_goes_is_no_error(model):
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait() == 141
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_closed_stream_is_no_error(model, closed):
+    code = f"import os, sys; os.close({closed}); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    assert python("-c", code, "-m", "normball", "check", str(model)).returncode == 0
+
+
+def test_a_wrong_number_of_threads_is_one_line(model, monkeypatch):
+    monkeypatch.setenv("NORMBALL_NUM_THREADS", "many")
+    done = python("-m", "normball", "check", str(model))
+    line = error_line(done.returncode, done.stdout, done.stderr)
+    assert line.startswith("NORMBALL_NUM_THREADS='many': must be an int >= 1")
 
 
 def test_progress_is_for_a_terminal_alone(model, monkeypatch, capsys):

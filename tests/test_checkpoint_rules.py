@@ -55,13 +55,13 @@ def test_what_a_rule_says(text, expected):
         (": skip", f"no setting after a colon; {HOW}"),
         ("a: axis=0", f"'axis' is not a setting; {HOW}"),
         ("a: axes=0 axes=1", "axes is given twice; once is enough"),
-        ("a: axes", "axes=True: must be in, out, all or numbers, as 0,2"),
+        ("a: axes", f"axes has no value; {HOW}"),
         ("a: axes=0,", "axes=0,: must be in, out, all or numbers, as 0,2"),
         ("a: axes=inn", "axes=inn: must be in, out, all or numbers, as 0,2"),
         ("a: axes=1.0", "axes=1.0: must be in, out, all or numbers, as 0,2"),
         ("a: limit=-1", "limit=-1: must be a number >= 0, as 2.5"),
         ("a: limit=nan", "limit=nan: must be a number >= 0, as 2.5"),
-        ("a: limit", "limit=True: must be a number >= 0, as 2.5"),
+        ("a: limit", f"limit has no value; {HOW}"),
         ("a: skip limit=1", f"skip takes no limit; {HOW}"),
         ("a: skip=1", f"skip is a word of its own; {HOW}"),
         ("a: layout=torsh", f"layout=torsh: must be one of {', '.join(NAMES)}"),
@@ -96,6 +96,7 @@ def test_rules_of_a_file_come_after_those_of_the_command_line(tmp_path):
         (b"[[rule", ": is not TOML, "),
         (b"\xff", ": is not TOML, "),
         (b"a = " + b"[" * 5000, ": is not TOML, "),
+        (b"a = " + b"1" * 5000, ": is not TOML, Exceeds the limit (4300 digits)"),
         (b"", ": write a table for each rule, [[rule]] with match = 'GLOB'"),
         (b"rule = 1", ": write a table for each rule, [[rule]] with match = 'GLOB'"),
         (b"limit = 3\n[[rule]]\nmatch='a'", ": 'limit' is not known here; write a table for each rule, "),
@@ -139,6 +140,15 @@ def test_the_first_rule_that_fits_counts():
     assert chosen(MODEL, "lin.*: axes=0", "*.weight: limit=1", "conv*: skip")["lin.weight"] == ((0,), 3.0)
     assert chosen(MODEL, "lin.*: axes=0", "*.weight: limit=1", "conv*: skip")["conv.weight"] == ((1, 2, 3), 1.0)
     assert chosen(MODEL, "conv*: skip", "*.weight: limit=1")["conv.weight"] == (None, None)
+
+
+def test_a_name_with_brackets_fits_itself():
+    tensors = [tensor("layers[0].weight", (4, 3)), tensor("layers0.weight", (4, 3))]
+    assert chosen(tensors, "layers[0].weight: skip") == {
+        "layers[0].weight": (None, None),
+        "layers0.weight": (None, None),
+    }
+    assert chosen(tensors[:1], "layers[0].weight: limit=2") == {"layers[0].weight": ((1,), 2.0)}
 
 
 def test_words_for_axes():

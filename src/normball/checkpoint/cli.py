@@ -67,6 +67,7 @@ _FILES: list[argparse.Action] = []  # arguments that are files
 
 def run(arguments: Sequence[str]) -> int:
     """The exit code of a command line; whatever goes wrong is one line on stderr."""
+    _open_closed()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names may be in any script
     try:
@@ -87,15 +88,32 @@ def run(arguments: Sequence[str]) -> int:
         return _end("there is not enough memory; -j 1 needs less", _TROUBLE)
 
 
+def _open_closed() -> None:
+    """Streams that the caller has closed, as `>&-` does and as daemons are born: what goes there is lost."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
 def _run(arguments: Sequence[str]) -> int:
     from normball.checkpoint.signals import Stopped, stoppable
 
     options = parser().parse_args(arguments)
     try:
         with stoppable():
+            _load()
             return options.command(options)
     except Stopped as stopped:
         return _end(str(stopped), 128 + stopped.number)
+
+
+def _load() -> None:
+    """The kernels, which every command needs, and which read NORMBALL_NUM_THREADS."""
+    try:
+        import normball.kernels  # noqa: F401
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _end(message: str, code: int) -> int:
@@ -114,7 +132,8 @@ def parser() -> argparse.ArgumentParser:
     shells = ("bash", "zsh", "tcsh")
     top.add_argument("--print-completion", action=_Completion, choices=shells, help="print a shell's completion")
     commands = top.add_subparsers(title="commands", required=True, metavar="check|constrain|diff", parser_class=_Parser)
-    model = "a .safetensors, .npy or .npz file, several, or a folder with model.safetensors.index.json"
+    folder = "or a folder with model.safetensors.index.json"
+    model = f"a .safetensors, .npy or .npz file, several, {folder}"
 
     check = _command(commands, "check", _check, "report every tensor's norms, and which are over their limits")
     _file(check, "model", metavar="MODEL", nargs="+", help=model)
@@ -138,7 +157,7 @@ def parser() -> argparse.ArgumentParser:
 
     diff = _command(commands, "diff", _diff, "compare two models, group by group; exit 1 where they differ")
     for name in ("first", "second"):
-        _file(diff, name, metavar="AB"[name == "second"], help=model)
+        _file(diff, name, metavar="AB"[name == "second"], help=f"a .safetensors, .npy or .npz file, {folder}")
     _choosing(diff, limits=False)
     _showing(diff)
     diff.add_argument("--json", action="store_true", help="one JSON object")
@@ -211,14 +230,14 @@ def _constrain(options: argparse.Namespace) -> int:
     from normball.checkpoint import constrain, report
     from normball.checkpoint.model import open_model
     from normball.checkpoint.progress import progress
-    from normball.checkpoint.rules import choose, limited
+    from normball.checkpoint.rules import choose, limited, under_limits
     from normball.checkpoint.workers import Workers
 
     if options.out is None and not options.dry_run:
         raise CheckpointError("constrain: no -o OUT, where the result goes; or --dry-run")
     rules, limit = _read_choosing(options)
     with open_model(options.model) as model:
-        choices = choose(model.tensors, rules, options.layout, limit)
+        choices = under_limits(choose(model.tensors, rules, options.layout, limit))
         if not limited(choices):
             remedy = "pass --max-norm, or give a rule a limit; normball check shows which tensors are taken"
             raise CheckpointError(f"constrain: nothing to do, no tensor has axes and a limit; {remedy}")

@@ -78,10 +78,15 @@ def _verify(output: Output, model: Model, paths: list[Path], choices: Mapping[st
 
 
 def identity(model: Model, choices: Mapping[str, Choice]) -> bytes:
-    """A digest of all that a result depends on, but for the tensors' own bytes: sizes and times stand for them."""
+    """A digest of all that a result depends on, but for the tensors' own bytes.
+
+    Sizes, times and inodes stand for these: two models of one shape may be unpacked with one date for all files.
+    """
     digest = hashlib.sha256()
     chosen = [(t.name, *_axes_and_limit(choices[t.name])) for t in model.tensors]
-    digest.update(json.dumps([__version__, kernels.best.__name__, _stamps(model), chosen]).encode())
+    status = [os.stat(file.path) for file in model.files]
+    inodes = [(found.st_ino, found.st_ctime_ns) for found in status]
+    digest.update(json.dumps([__version__, kernels.best.__name__, _stamps(model), inodes, chosen]).encode())
     for file in model.files:
         for piece in _heads(file):
             digest.update(piece)

@@ -36,10 +36,11 @@ class Change:
         self.groups += changed.size
         self.changed += int(changed.sum())
         self.before, self.after = (
-            float(np.fmax(largest, np.fmax.reduce(norms, axis=None, initial=0.0)))
+            float(np.maximum.reduce(norms, axis=None, initial=largest))  # NaN where one is
             for largest, norms in ((self.before, before), (self.after, after))
         )
-        ratios = np.divide(after, before, where=changed & (before > 0), out=np.full(changed.shape, np.nan))
+        with np.errstate(all="ignore"):  # of inf / inf, and what is too large a multiple
+            ratios = np.divide(after, before, where=changed & (before > 0), out=np.full(changed.shape, np.nan))
         self.smallest = float(np.fmin.reduce(ratios, axis=None, initial=self.smallest))
         self.largest = float(np.fmax.reduce(ratios, axis=None, initial=self.largest))
 
@@ -70,6 +71,8 @@ def diff(
     """Compare two models, which are called `names`; `choices` are those of the first's tensors."""
     result = Difference()
     mine, others = ({tensor.name: tensor for tensor in model.tensors} for model in (first, second))
+    if all([file.kind for file in model.files] == ["npy"] for model in (first, second)):
+        others = dict(zip(mine, second.tensors, strict=True))  # a .npy has no name in it but its file's
     result.only = {
         names[0]: [name for name in mine if name not in others],
         names[1]: [name for name in others if name not in mine],

@@ -1,6 +1,7 @@
 """The geometry of a picture of norms: from norms to places, and from a histogram to bars. Knows no format."""
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -55,8 +56,8 @@ def scale_of(rows: Sequence[Row]) -> Scale:
     ]
     low = min(norm for norm in (*bins, *limits, high) if norm > high / _WIDEST)
     if high / low > 20:
-        return Scale(low / 1.1, high * 1.1, True)
-    return Scale(0.0, high * 1.05, False)
+        return Scale(low / 1.1, min(high * 1.1, sys.float_info.max), True)
+    return Scale(0.0, min(high * 1.05, sys.float_info.max), False)
 
 
 class Bar(NamedTuple):

@@ -33,8 +33,8 @@ class Rule:
     place: str = ""  # where it was written, for errors
 
     def takes(self, name: str) -> bool:
-        """Whether it is about a tensor of this name."""
-        return fnmatchcase(name, self.glob)
+        """Whether it is about a tensor of this name, which fits itself even where it holds brackets."""
+        return name == self.glob or fnmatchcase(name, self.glob)
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,14 @@ def choose(
 def limited(choices: Mapping[str, Choice]) -> bool:
     """Whether any tensor is under a limit."""
     return any(choice.axes is not None and choice.limit is not None for choice in choices.values())
+
+
+def under_limits(choices: Mapping[str, Choice]) -> dict[str, Choice]:
+    """The same, but what has axes and no limit is left alone, and listed as such."""
+    alone = Choice(None, None, "under no limit (--max-norm sets one, or a rule)")
+    return {
+        name: alone if choice.limit is None and choice.axes is not None else choice for name, choice in choices.items()
+    }
 
 
 def _choose(tensor: Tensor, rule: Rule, ruled: bool, layout: str | None, max_norm: float | None) -> Choice | None:
@@ -160,6 +168,8 @@ def _read_text(text: str) -> Rule:
         key, equals, value = word.partition("=")
         if key in values:
             raise CheckpointError(f"{place}: {key} is given twice; once is enough")
+        if not equals and key != "skip" and key in _KEYS:
+            raise CheckpointError(f"{place}: {key} has no value; {_HOW}")
         values[key] = value if equals else True
     return _read_values(glob.strip(), values, place)
 
@@ -170,7 +180,7 @@ def _read_file(path: Path) -> list[Rule]:
         content = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise CheckpointError(f"{shown}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, or an int of thousands of digits
         raise CheckpointError(f"{shown}: is not TOML, {printable(str(error))}") from None
     tables = content.pop("rule", None)
     if content or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):

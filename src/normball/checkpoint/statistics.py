@@ -1,5 +1,7 @@
 """What is known of a tensor's norms, in bounded memory: their extremes, quantiles, and how many are over the bound."""
 
+import sys
+
 import numpy as np
 
 KEPT = 2**20  # norms that are kept for exact quantiles; beyond that they are read off a histogram
@@ -63,7 +65,7 @@ class Statistics:
     def edges(place: int) -> tuple[float, float]:
         """The norms of a bin of `histogram`: from the first to below the second."""
         low, high = np.array([place << COARSE, (place + 1) << COARSE], np.int64).view(np.float64)
-        return float(low), float(high)
+        return float(low), min(float(high), sys.float_info.max)
 
     def _bin(self) -> None:
         if self._fine is None:
