@@ -165,7 +165,9 @@ def test_groups_that_are_not_finite(dtype, bad, small):
     for axes in ((0,), (1,)):
         x = array(dtype, (40, 37))
         x[3, 5] = bad
-        with pytest.raises(CheckpointError, match=r"w: holds groups with NaN or inf.*rule 'w: skip'"):
+        with pytest.raises(
+            CheckpointError, match=r"w: holds groups with NaN, inf or a norm beyond float64.*rule 'w: skip'"
+        ):
             constrained(x, axes, 1.0)
         statistics = measured(x, axes, 1.0)
         assert statistics.nonfinite == 1
@@ -363,6 +365,22 @@ def test_verify_accepts_a_result_and_nothing_else(dtype, axes, small):
             stream.verify(on_disk(x), on_disk(y), None, limit, workers)
 
 
+@pytest.mark.parametrize("dtype", WORDS)
+def test_verify_reads_again_only_what_float64_leaves_in_doubt(dtype, small, monkeypatch):
+    """Sums in integers take a thousand times as long, so a column of millions must not be added so without need."""
+    x, summed = array(dtype, (60, 6)), []
+    limit = float(np.median(normball.compute_norms(x, 0)))
+    y, _ = constrained(x, (0,), limit)
+    sums_of_squares = exact.sums_of_squares
+    monkeypatch.setattr(exact, "sums_of_squares", lambda rows: summed.append(len(rows)) or sums_of_squares(rows))
+    with Workers(1) as workers:
+        stream.verify(on_disk(x), on_disk(y), (0,), limit, workers)
+        assert bool(summed) == (dtype == "float64")  # whose violators end within its rounding errors of the limit
+        ones = np.ones((64, 6), x.dtype)
+        stream.verify(on_disk(ones), on_disk(ones), (0,), 8.0, workers)
+        assert summed
+
+
 def test_a_copy_is_a_copy(small):
     x = array("float32", (30, 7))
     result = bytearray(x.nbytes)
@@ -392,6 +410,12 @@ def test_an_error_in_a_thread_is_the_callers(small):
     for threads, axes in itertools.product((1, 3), ((0,), (1,))):
         with Workers(threads) as workers, pytest.raises(OSError, match="disk full"):
             stream.constrain(on_disk(array("float32", (50, 7))), axes, 1.0, full, Statistics(), workers)
+
+
+def test_as_many_workers_as_are_of_use():
+    with Workers(10**6) as workers:
+        assert workers.threads == 64
+        assert list(workers.map(abs, range(-9, 0))) == list(range(9, 0, -1))
 
 
 def test_workers_keep_the_order_and_few_results():

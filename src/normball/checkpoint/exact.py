@@ -33,21 +33,27 @@ def exceeds(sum_of_squares: int, limit: float) -> bool:
 
 
 def exceed(rows: np.ndarray, limit: float) -> np.ndarray:
-    """Whether each row's norm is above the limit: by float64 where its error bound allows, else by integers.
-
-    A float64 sum of N terms errs by less than (N + 2) units of 2**-53 of itself, whatever the order of its terms.
-    """
+    """Whether each row's norm is above the limit: by float64 where its error bound allows, else by integers."""
     with np.errstate(all="ignore"):
         wide = rows.astype(np.float64)
         sums = np.einsum("ij,ij->i", wide, wide)
-        square = np.float64(limit) * np.float64(limit)
-        in_range = (sums > 2.0**-900) & (sums < 2.0**900) & (2.0**-900 < square < 2.0**900)
-        clear = in_range & (np.abs(sums - square) > (rows.shape[1] + 4) * 2.0**-53 * (sums + square))
-    result = sums > square
-    doubtful = np.flatnonzero(~clear)
-    for index, total in zip(doubtful, sums_of_squares(rows[doubtful]), strict=True):
+    result, doubtful = compare(sums, rows.shape[1], limit)
+    chosen = np.flatnonzero(doubtful)
+    for index, total in zip(chosen, sums_of_squares(rows[chosen]), strict=True):
         result[index] = exceeds(total, limit)
     return result
+
+
+def compare(sums: np.ndarray, terms: int, limit: float) -> tuple[np.ndarray, np.ndarray]:
+    """Whether float64 sums of squares are above the limit's, and which of them are too close to tell.
+
+    A float64 sum of N terms errs by less than (N + 2) units of 2**-53 of itself, whatever their order.
+    """
+    with np.errstate(all="ignore"):
+        square = np.float64(limit) * np.float64(limit)
+        in_range = (sums > 2.0**-900) & (sums < 2.0**900) & (2.0**-900 < square < 2.0**900)
+        clear = in_range & (np.abs(sums - square) > (terms + 4) * 2.0**-53 * (sums + square))
+    return sums > square, ~clear
 
 
 def _block(rows: np.ndarray) -> list[int]:

@@ -4,6 +4,7 @@ Every function takes the axes as numbers of the tensor's own shape, epsilon bein
 the kernels as it is; the sums of the others are merged (`sums.py`). Results do not depend on the number of threads.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from itertools import groupby
@@ -224,10 +225,9 @@ def _decide(seen: View, region: Region, limit: float | None, workers: Workers) -
 
 
 def _verify_region(old: View, new: View, region: Region, limit: float, workers: Workers) -> bool:
-    """A region of several pieces: whose groups are over is summed in integers, piece by piece."""
-    every = np.ones(groups_of(region, old.axes), bool)
-    over = _decide(old, region, limit, workers)(every).reshape(every.shape)
-    if _decide(new, region, limit, workers)(every).any():
+    """A region of several pieces, judged as one of a single piece is."""
+    over = _exceed(old, region, limit, workers)
+    if _exceed(new, region, limit, workers).any():
         return False
 
     def compare(piece: Piece) -> bool:
@@ -235,6 +235,25 @@ def _verify_region(old: View, new: View, region: Region, limit: float, workers: 
         return _same(first, second, old.axes, ~over[piece.groups].reshape(-1))
 
     return all(workers.map(compare, region.pieces))
+
+
+def _exceed(seen: View, region: Region, limit: float, workers: Workers) -> np.ndarray:
+    """Whether each group's norm is above the limit: by float64 where its error bound allows, else by integers."""
+    totals = np.zeros(groups_of(region, seen.axes))
+
+    def add(piece: Piece) -> tuple[Piece, np.ndarray]:
+        array = seen.read(piece, workers).astype(np.float64)
+        with np.errstate(all="ignore"):
+            return piece, (array * array).sum(axis=seen.axes, keepdims=True)
+
+    for piece, part in workers.map(add, region.pieces):
+        with np.errstate(all="ignore"):
+            totals[piece.groups] += part
+    entries = math.prod(region.ranges[axis][1] - region.ranges[axis][0] for axis in seen.axes)
+    over, doubtful = exact.compare(totals, entries + len(region.pieces), limit)
+    if doubtful.any():
+        over[doubtful] = _decide(seen, region, limit, workers)(doubtful)
+    return over
 
 
 def _verify_copy(before: Tensor, after: Tensor, workers: Workers) -> None:
@@ -272,8 +291,8 @@ def _add_finite(norms: np.ndarray, limit: float, statistics: Statistics, tensor:
     statistics.add(norms, limit)
     if statistics.nonfinite:
         raise CheckpointError(
-            f"{printable(tensor.name)}: holds groups with NaN or inf, which have no place inside a ball; "
-            f"leave it alone by a rule '{printable(tensor.name)}: skip', or mend it first"
+            f"{printable(tensor.name)}: holds groups with NaN, inf or a norm beyond float64, which have no place inside "
+            f"a ball; leave it alone by a rule '{printable(tensor.name)}: skip', or mend it first"
         )
 
 

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 
 
+MOST = 64  # threads: more wait for memory or the disk alone
+
+
 class Workers:
     """A context manager: ends the threads. `progress` is told of bytes done."""
 
     def __init__(self, threads: int = 1, progress: Callable[[int], None] = lambda nbytes: None) -> None:
-        self.threads, self.progress = threads, progress
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self.threads, self.progress = min(threads, MOST), progress
+        self._pool = ThreadPoolExecutor(self.threads) if threads > 1 else None
         self._own = threading.local()
 
     def map(self, work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
