@@ -291,8 +291,8 @@ def _add_finite(norms: np.ndarray, limit: float, statistics: Statistics, tensor:
     statistics.add(norms, limit)
     if statistics.nonfinite:
         raise CheckpointError(
-            f"{printable(tensor.name)}: holds groups with NaN, inf or a norm beyond float64, which have no place inside "
-            f"a ball; leave it alone by a rule '{printable(tensor.name)}: skip', or mend it first"
+            f"{printable(tensor.name)}: holds groups with NaN, inf or a norm beyond float64, which have no place in a "
+            f"ball; leave it alone by a rule '{printable(tensor.name)}: skip', or mend it first"
         )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-
 MOST = 64  # threads: more wait for memory or the disk alone
 
 
