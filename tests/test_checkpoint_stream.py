@@ -135,10 +135,10 @@ def test_groups_at_the_bound_are_decided_exactly(dtype, small):
 
 
 def test_what_single_pieces_are_too_small_for_adds_up():
-    merged = sums.Narrow((1,))
-    merged.merge((slice(0, 1),), np.array([1.0]))
+    merged, piece = sums.Narrow((1,)), pieces.Piece(0, (1,), (slice(0, 1),))
+    merged.merge(piece, np.array([1.0]))
     for _ in range(2**10):
-        merged.merge((slice(0, 1),), np.array([2.0**-27]))  # whose square is half an ulp of 1 and less
+        merged.merge(piece, np.array([2.0**-27]))  # whose square is half an ulp of 1 and less
     assert merged.settle(None, None) == math.sqrt(1 + 2.0**-44)
 
 
@@ -149,6 +149,15 @@ def test_other_memory_orders(kind, small):
         for axes in every_axes(len(shape)):
             y, _ = constrained(x, axes, 0.7, **kind)
             assert not oracle.broken_laws(x, y, 0.7, axes, epsilon=0.0)
+
+
+def test_norms_that_were_kept_are_those_computed_again(small, monkeypatch):
+    for axes in ((0,), (1,), (0, 1)):
+        x = array("float32", (40, 13))
+        kept, _ = constrained(x, axes, 0.7)
+        for room in (0, 20):
+            monkeypatch.setattr(sums, "KEPT", room)
+            assert oracle.same_bits(constrained(x, axes, 0.7)[0], kept)
 
 
 def test_the_same_bits_for_any_number_of_threads(small):

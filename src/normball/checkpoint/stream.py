@@ -143,7 +143,7 @@ def constrain(
 
             def rescale_piece(piece: Piece, settled: Any = settled) -> None:
                 array = seen.read(piece, workers)
-                settled.rescale(array, seen.axes, piece.groups, limit)
+                settled.rescale(array, seen.axes, piece, limit)
                 deliver(piece, array)
 
             for _ in workers.map(rescale_piece, region.pieces):
@@ -200,7 +200,7 @@ def _sums(seen: View, region: Region, workers: Workers, progress: Callable[[int]
         return piece, merged.summarise(array, seen.axes)
 
     for piece, part in workers.map(summarise, region.pieces):
-        merged.merge(piece.groups, part)
+        merged.merge(piece, part)
     return merged
 
 

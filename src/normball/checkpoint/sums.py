@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from normball import kernels
+from normball.checkpoint.pieces import Piece
 from normball.kernels.fallback import Wide
 
 DOUBT = 2.0**-46
 # Norms of pieces are good to 2**-52, their sum in two words to 2**-50: a factor less by this never is too large.
 MARGIN = 2.0**-46
+KEPT = 2**21  # norms of pieces that are kept until they are rescaled; others are computed again
 
 Decide = Callable[[np.ndarray], np.ndarray]  # the groups in doubt, as a mask -> which of these are above the limit
 
@@ -24,14 +26,20 @@ class Narrow:
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.high, self.low = np.zeros(shape), np.zeros(shape)
+        self._parts: dict[int, np.ndarray] = {}  # by the pieces' offsets
+        self._room = KEPT
 
     @staticmethod
     def summarise(piece: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
         """The norms of a piece's part of each group."""
         return kernels.norms(piece, axes, 2, None, 1)
 
-    def merge(self, where: tuple[slice, ...], norms: np.ndarray) -> None:
+    def merge(self, piece: Piece, norms: np.ndarray) -> None:
         """A piece's norms among the region's."""
+        where = piece.groups
+        if norms.size <= self._room:
+            self._parts[piece.offset] = norms
+            self._room -= norms.size
         with np.errstate(all="ignore"):
             square, high = norms * norms, self.high[where]
             total = high + square
@@ -49,14 +57,18 @@ class Narrow:
                 self.norms[doubtful] = np.where(decide(doubtful), np.nextafter(limit, np.inf), limit)
         return self.norms
 
-    def rescale(self, piece: np.ndarray, axes: tuple[int, ...], where: tuple[slice, ...], limit: float) -> None:
+    def rescale(self, array: np.ndarray, axes: tuple[int, ...], piece: Piece, limit: float) -> None:
         """A piece times the factors of its groups, in place: as groups of their own, with their share of the bound."""
-        norms = self.norms[where]
+        norms = self.norms[piece.groups]
         over = norms > limit
-        if over.any():
-            with np.errstate(all="ignore"):
-                share = kernels.norms(piece, axes, 2, None, 1) * (limit / norms * (1 - MARGIN))
-            kernels.constrain(piece, piece, axes, np.where(over, share, np.inf), 0.0, 2, 1)
+        if not over.any():
+            return
+        own = self._parts.get(piece.offset)
+        if own is None:
+            own = self.summarise(array, axes)
+        with np.errstate(all="ignore"):
+            share = own * (limit / norms * (1 - MARGIN))
+        kernels.constrain(array, array, axes, np.where(over, share, np.inf), 0.0, 2, 1)
 
 
 class Wider:
@@ -71,8 +83,9 @@ class Wider:
         """The sums of a piece's part of each group."""
         return kernels.fallback.summarise(piece, axes, 2)
 
-    def merge(self, where: tuple[slice, ...], sums: Wide) -> None:
+    def merge(self, piece: Piece, sums: Wide) -> None:
         """A piece's sums among the region's."""
+        where = piece.groups
         merged = kernels.fallback.merge([Wide(*(part[where] for part in self.sums)), sums], 2)
         for whole, part in zip(self.sums, merged, strict=True):
             whole[where] = part
@@ -87,9 +100,10 @@ class Wider:
             self.wide = kernels.fallback.decided(self.wide, limit, doubtful, decide(doubtful))
         return kernels.fallback.beside(self.wide, limit)
 
-    def rescale(self, piece: np.ndarray, axes: tuple[int, ...], where: tuple[slice, ...], limit: float) -> None:
+    def rescale(self, array: np.ndarray, axes: tuple[int, ...], piece: Piece, limit: float) -> None:
         """A piece times the factors of its groups, in place."""
-        kernels.fallback.rescale(piece, Wide(*(part[where] for part in self.wide)), axes, limit, 0.0, piece)
+        norms = Wide(*(part[piece.groups] for part in self.wide))
+        kernels.fallback.rescale(array, norms, axes, limit, 0.0, array)
 
 
 def of(dtype: np.dtype, shape: tuple[int, ...]) -> Any:
