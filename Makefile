@@ -63,6 +63,7 @@ docs-write: $(VENV)/.test  ## run the pages' programs, and write what they print
 
 pictures: $(VENV)/.test $(VENV)/.demo  ## draw every picture in docs/, from the runs that its page speaks of
 	$(BIN)/python docs/pictures.py
+	$(BIN)/python docs/checkpoint.py
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python examples/digits.py --out build/demo && cp build/demo/norms.png docs/norms.png
 	$(BIN)/python examples/pymc_regression.py --out build/demo && cp build/demo/pymc_regression.png docs/pymc_regression.png
