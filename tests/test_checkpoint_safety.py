@@ -983,7 +983,7 @@ def test_nonfinite_groups(fork, room):
     made["layer.2.0.weight"][1][3, 3] = np.nan
     write_safetensors(job.model, made)
     job.before = tree(job.source)
-    refused(job, "layer.2.0.weight", "NaN or inf", "skip'")
+    refused(job, "layer.2.0.weight", "NaN, inf or a norm beyond float64", "skip'")
     assert fork.run([*job.argv, "--rule", "layer.2.0.weight: skip"], watch=str(job.place))["code"] == 0
 
 
